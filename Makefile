@@ -1,0 +1,81 @@
+# Yuan2 on Kubernetes. `make demo` shows the whole path, `make test` proves it; `make help` lists the rest.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CACHE  := $(or $(YUAN2_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yuan2)
+PYTHON ?= python3
+VENV   := .venv
+COMPAT := .venv-compat
+PY     := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest
+PATHS  := core:operator:trainer_image:server_image:deploy/local:deploy/demo
+SOURCES := core operator trainer_image server_image deploy tests examples
+
+export YUAN2_CACHE := $(CACHE)
+# uv trusts the certificates that the machine trusts.
+export UV_NATIVE_TLS ?= 1
+
+.PHONY: help
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(VENV)/.ok ## Prepare .venv, the Python of tests and benchmarks
+$(VENV)/.ok: requirements/dev.txt scripts/venv.sh
+	@scripts/venv.sh $(VENV) requirements/dev.txt $(PYTHON)
+
+$(COMPAT)/.ok: requirements/compat.txt scripts/venv.sh
+	@scripts/venv.sh $(COMPAT) requirements/compat.txt python3.10
+
+.PHONY: demo demo-down
+demo: $(VENV)/.ok ## Train and serve a small Yuan 2.0 on a real one-node cluster, then ask it
+	@$(PY) deploy/demo/demo.py up
+demo-down: ## Remove every trace of the demo but the cache
+	@$(PYTHON) deploy/demo/demo.py down
+
+.PHONY: test lint unit compat integration e2e
+test: ## Everything CI runs
+	@scripts/test.sh
+
+lint: $(VENV)/.ok ## Format, lint, types, layers, generated files
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/mypy
+	PYTHONPATH=$(PATHS) $(VENV)/bin/lint-imports
+	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd --check crds
+	$(PY) scripts/sizes.py
+
+unit: $(VENV)/.ok ## Unit and golden tests
+	$(PYTEST) tests/unit tests/golden -q
+
+compat: $(COMPAT)/.ok ## The unit tests of trainer and server on Python 3.10 and torch 2.1.2
+	$(COMPAT)/bin/python -m pytest tests/unit/core tests/unit/model tests/unit/trainer tests/unit/server tests/golden -q
+
+integration: $(VENV)/.ok ## Against the real control plane, FastChat and DeepSpeed
+	$(PYTEST) tests/integration -q
+
+e2e: $(VENV)/.ok ## On the real node
+	$(PYTEST) tests/e2e -q
+
+.PHONY: verify format lock
+verify: format ## Regenerate what is generated, then require that nothing changed
+	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd crds
+	git diff --exit-code
+
+format: $(VENV)/.ok ## Format the code
+	$(VENV)/bin/ruff format $(SOURCES)
+	$(VENV)/bin/ruff check --fix $(SOURCES)
+
+lock: ## Resolve requirements/*.in into requirements/*.txt (versions and hashes)
+	scripts/lock.sh
+
+.PHONY: bench-path
+bench-path: $(VENV)/.ok ## Numbers of the whole path, to build/bench/path.json
+	$(PY) -m tests.bench.path
+
+.PHONY: clean clean-cache
+clean: ## Remove what was built in the checkout
+	rm -rf $(VENV) $(COMPAT) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean-cache: ## Remove the cache outside the checkout
+	rm -rf $(CACHE)

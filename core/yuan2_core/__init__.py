@@ -1,0 +1,1 @@
+"""What the operator, the trainer and the server of Yuan2 on Kubernetes share: no torch, no Kubernetes."""

@@ -1,0 +1,267 @@
+"""The JSON that crosses a pod's border.
+
+The operator writes one `TrainJob` or `ServeJob` into a ConfigMap; a pod reads it at `JOB_FILE` and nothing else.
+Rank 0 of a training answers `GET /progress` with a `Progress`; a container that ends leaves a `Termination` in its
+termination log. The sections that a user also writes in a custom resource (`Training`, `DeepSpeed`, `Checkpoint`,
+`Method`) are the same classes there, so that a field cannot mean two things.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+JOB_FILE = PurePosixPath("/etc/yuan2/job.json")
+KEYS_DIRECTORY = PurePosixPath("/etc/yuan2/keys")
+TERMINATION_LOG = PurePosixPath("/dev/termination-log")
+TERMINATION_LIMIT = 4096
+"""Bytes of a termination message that the kubelet keeps."""
+
+PORT_RENDEZVOUS = 23456
+PORT_PROGRESS = 9390
+PORT_CONTROLLER = 8503
+PORT_WORKER = 8504
+PORT_API = 8505
+PORT_WEB = 7860
+
+DEFAULT_EPOCHS = 3.0
+"""Passes over the data when neither `epochs` nor `maxSteps` is given (published recipe)."""
+
+EXIT_COMPLETE = 0
+EXIT_CRASHED = 1
+EXIT_PREEMPTED = 75
+"""SIGTERM was obeyed: a checkpoint was written, the next attempt goes on from it (EX_TEMPFAIL)."""
+EXIT_INVALID = 78
+"""The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
+
+ModelSize = Literal["2B", "51B", "102B", "custom"]
+LossMode = Literal["efficient", "last_response", "split_example"]
+DatasetFormat = Literal["auto", "fastchat", "alpaca", "belle"]
+Schedule = Literal["cosine", "linear", "constant"]
+TrainPrecision = Literal["bf16", "fp32"]
+ServePrecision = Literal["bf16", "fp16", "fp32"]
+Device = Literal["cuda", "cpu"]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Contract(BaseModel):
+    """camelCase JSON, immutable, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    def to_json(self) -> str:
+        """The document as it stands in a ConfigMap or an HTTP body: camelCase, without absent fields."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+class Full(Contract):
+    """Train every parameter."""
+
+
+class Method(Contract):
+    """How parameters are trained: exactly one member is set."""
+
+    full: Full | None = None
+    """Train every parameter."""
+
+
+class Training(Contract):
+    """Hyperparameters; the defaults are those of the published Yuan 2.0 recipe."""
+
+    loss: LossMode = "split_example"
+    """Which tokens of a multi-turn conversation are learned: every answer (`efficient`), the last one
+    (`last_response`), or each answer in a sequence of its own (`split_example`)."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data; 3 when neither `epochs` nor `maxSteps` is given."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps, instead of `epochs`."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longest sequence in tokens; a longer one loses its oldest turns."""
+    micro_batch_size: PositiveInt = 4
+    """Sequences a process takes through the model at once."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Micro batches of each process that make one optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay; norms and biases have none."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
+    warmup_ratio: Fraction = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Schedule = "cosine"
+    """What the learning rate does after the warm-up."""
+    gradient_checkpointing: bool = True
+    """Keep only each layer's input and compute the layer again in the backward pass."""
+    precision: TrainPrecision = "bf16"
+    """Type of the weights in forward and backward; the optimizer keeps fp32 either way."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of the order of the data."""
+
+
+
+class DeepSpeed(Contract):
+    """The part of DeepSpeed's configuration that a user decides."""
+
+    stage: Literal[0, 2, 3] | None = None
+    """ZeRO stage; absent, the preset of `model.size` decides (2 for 2B and custom, 3 for 51B and 102B)."""
+
+
+class Checkpoint(Contract):
+    """How often a run can be picked up again."""
+
+    every_steps: PositiveInt = 1200
+    """Optimizer steps between two checkpoints."""
+    keep: PositiveInt = 10
+    """Complete checkpoints that are kept; the oldest goes first."""
+
+
+class ModelLocation(Contract):
+    """A model directory as the pod sees it."""
+
+    size: ModelSize
+    """A preset whose dimensions `config.json` must have, or `custom` for whatever it has."""
+    path: str
+    """Directory with config.json, weights and tokenizer in the published layout."""
+
+
+class DatasetLocation(Contract):
+    """Conversations as the pod sees them."""
+
+    path: str
+    """A JSON or JSON Lines file."""
+    format: DatasetFormat = "auto"
+    """Layout of a record."""
+    max_invalid_fraction: Fraction = 0.0
+    """Share of records (and of sequences left without a label) that may be dropped; more stops the run."""
+
+
+class Launch(Contract):
+    """The processes of one attempt."""
+
+    nodes: PositiveInt
+    """Pods; the pod's completion index is its node rank."""
+    processes_per_node: PositiveInt
+    """Processes a pod: one a GPU, or as many CPU processes as the user asked for."""
+    device: Device
+    """What the processes compute on; gloo on `cpu`, NCCL on `cuda`."""
+
+
+class TrainJob(Contract):
+    """Everything one attempt of a fine-tuning needs to know."""
+
+    version: Literal[1] = 1
+    name: str
+    """Name of the Yuan2FineTune."""
+    namespace: str
+    uid: str
+    attempt: PositiveInt
+    """1 for the first set of pods; each restart is one more."""
+    model: ModelLocation
+    dataset: DatasetLocation
+    method: Method
+    training: Training
+    stage: Literal[0, 2, 3]
+    """ZeRO stage, resolved."""
+    checkpoint: Checkpoint
+    output: str
+    """Directory for checkpoints/, metrics.jsonl and the exported model."""
+    launch: Launch
+    progress_port: PositiveInt = PORT_PROGRESS
+
+
+TrainState = Literal["starting", "preparing", "training", "saving", "exporting", "complete", "preempted", "failed"]
+
+
+class Progress(Contract):
+    """What rank 0 answers on `GET /progress`."""
+
+    version: Literal[1] = 1
+    name: str
+    attempt: PositiveInt
+    state: TrainState
+    step: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps done, those of earlier attempts included."""
+    total_steps: Annotated[int, Field(ge=0)] = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    """Mean loss over the labelled tokens of the last step's global batch."""
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    """Tokens (labelled or not, padding not counted) of all ranks a second of step time, over recent steps."""
+    samples: int = 0
+    """Sequences to train on."""
+    dropped_samples: int = 0
+    """Sequences left without a label and records refused, within maxInvalidFraction."""
+    resumed_from_step: int | None = None
+    last_checkpoint_step: int | None = None
+    eta_seconds: float | None = None
+    last_step_age_seconds: float | None = None
+    """Seconds since the last optimizer step ended: grows when a rank hangs."""
+    seconds_in_steps: float = 0.0
+    """Wall time of this attempt inside optimizer steps."""
+    seconds_total: float = 0.0
+    """Wall time of this attempt since its process started."""
+    message: str = ""
+
+
+class Termination(Contract):
+    """What a container leaves in its termination log, at most `TERMINATION_LIMIT` bytes."""
+
+    reason: str
+    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull, Crashed."""
+    message: str
+    """One sentence: what, where (file, record, field), and the way out."""
+    progress: Progress | None = None
+
+
+class WorkerJob(Contract):
+    """The model worker of a service."""
+
+    port: PositiveInt = PORT_WORKER
+    controller_url: str
+    """FastChat's controller, `http://host:port`."""
+    device: Device
+    gpus: Annotated[int, Field(ge=0)] = 0
+    precision: ServePrecision
+    max_model_length: PositiveInt | None = None
+    """Prompt and answer together, in tokens; absent, what the model's config.json allows."""
+    max_concurrent_requests: PositiveInt = 64
+    """Requests that run or wait; one more is refused with FastChat's rate-limit code."""
+
+
+class ApiJob(Contract):
+    """The OpenAI-compatible server of a service."""
+
+    port: PositiveInt = PORT_API
+    controller_url: str
+    require_key: bool = False
+    """Every route that works wants a key from `KEYS_DIRECTORY` (a file a key, from a Secret)."""
+
+
+class ServeJob(Contract):
+    """Everything the pods of one Yuan2Service need to know."""
+
+    version: Literal[1] = 1
+    name: str
+    namespace: str
+    uid: str
+    served_name: str
+    """What clients put into `model`."""
+    model_path: str
+    """Directory with config.json, weights and tokenizer in the published layout."""
+    worker: WorkerJob
+    api: ApiJob

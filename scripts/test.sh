@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# What `make test` and CI run, in the order that fails soonest. Each stage says how long it took; all stages run,
+# so that one failure does not hide another, and the exit code is that of the first that failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+failed=() status=0
+stage() {
+  local name=$1 started=$SECONDS code=0
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || code=$?
+  printf '== %s: %s in %d s\n' "$name" "$([ $code = 0 ] && echo ok || echo FAILED)" $((SECONDS - started))
+  if [ $code != 0 ]; then failed+=("$name"); [ $status != 0 ] || status=$code; fi
+}
+stage venv make --no-print-directory venv
+[ $status = 0 ] || exit $status
+stage lint make --no-print-directory lint
+stage unit make --no-print-directory unit
+if command -v python3.10 >/dev/null; then
+  stage compat make --no-print-directory compat
+elif [ "${CI:-}" = true ]; then
+  stage compat false
+else
+  echo "skipped: the suite on Python 3.10 and torch 2.1.2, python3.10 is not installed"
+fi
+stage integration make --no-print-directory integration
+stage e2e make --no-print-directory e2e
+if [ ${#failed[@]} = 0 ]; then echo "test: all stages passed in $SECONDS s"; else echo "test: FAILED: ${failed[*]}"; fi
+exit $status

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Make a virtual environment from a lock file: venv.sh DIRECTORY LOCK PYTHON
+# A .ok file inside tells that it is whole; an interrupted run leaves none and starts over.
+set -euo pipefail
+directory=$1 lock=$2 python=$3
+cache=${YUAN2_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/yuan2}
+uv=$cache/uv-tool/bin/uv
+
+command -v "$python" >/dev/null || { echo "venv: $python is not installed" >&2; exit 1; }
+if ! [ -x "$uv" ]; then
+  "$python" -m venv "$cache/uv-tool" 2>/dev/null || {
+    [ "$(id -u)" = 0 ] || { echo "venv: install the package python3-venv" >&2; exit 1; }
+    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null
+    "$python" -m venv --clear "$cache/uv-tool"
+  }
+  "$cache/uv-tool/bin/pip" install -q "uv>=0.9"
+fi
+started=$SECONDS
+rm -rf "$directory"
+export UV_CACHE_DIR=$cache/uv
+"$uv" venv -q --python "$(command -v "$python")" "$directory"
+"$uv" pip install -q --python "$directory/bin/python" --require-hashes -r "$lock"
+# The packages of this repository are used from where they stand.
+site=$("$directory/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+for folder in core operator trainer_image server_image deploy/local deploy/demo; do
+  echo "$PWD/$folder"
+done >"$site/yuan2.pth"
+touch "$directory/.ok"
+echo "venv: $directory in $((SECONDS - started)) s"
