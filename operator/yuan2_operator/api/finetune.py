@@ -1,0 +1,297 @@
+"""Yuan2FineTune: data, a model and a method become a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from yuan2_core.contract import Checkpoint, DatasetFormat, DeepSpeed, Fraction, Method, ModelSize, PositiveInt, Training
+
+from yuan2_operator.api.common import NAME_RULES, ClaimLocation, ClaimPath, Condition, ModelReference
+from yuan2_operator.api.pods import (
+    Affinity,
+    Environment,
+    ImagePullPolicy,
+    ImageReference,
+    NodeLabels,
+    PullSecrets,
+    ResourceRequirements,
+    Resources,
+    Tolerations,
+)
+from yuan2_operator.api.schema import DnsName, Quantity, Spec, Status, Timestamp, list_map, rules
+from yuan2_operator.constants import TRAINER_RESERVED_ENV
+
+FineTunePhase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
+AttemptOutcome = Literal[
+    "Succeeded", "Failed", "Disrupted", "Invalid", "Stalled", "Suspended", "DeadlineExceeded"
+]
+
+ATTEMPTS_KEPT = 10
+"""Attempts that `status.attempts` remembers; the oldest goes first."""
+
+ONE_METHOD = rules(("has(self.full)", "method: name exactly one method, for example `full: {}`"))
+ONE_LENGTH = rules(
+    (
+        "!(has(self.epochs) && has(self.maxSteps))",
+        "training.epochs and training.maxSteps exclude each other: remove one",
+    )
+)
+ONE_DATASET_SOURCE = rules(
+    (
+        "has(self.persistentVolumeClaim) != has(self.configMap)",
+        "dataset.source: name exactly one of persistentVolumeClaim and configMap",
+    )
+)
+ONE_DEVICE = rules(
+    (
+        "!(has(self.gpusPerWorker) && has(self.processesPerWorker))",
+        "workers.gpusPerWorker and workers.processesPerWorker exclude each other: "
+        "a process a GPU, or processes on CPU; remove one",
+    ),
+    (
+        "has(self.gpusPerWorker) || has(self.processesPerWorker)",
+        "workers: give gpusPerWorker, or processesPerWorker to train on CPU",
+    ),
+)
+NO_RESERVED_ENV = rules(
+    (
+        f"self.all(variable, !(variable.name in {list(TRAINER_RESERVED_ENV)}))",
+        "workers.env: MASTER_*, WORLD_SIZE, RANK, PYTHONUNBUFFERED and PET_* are set by the operator; remove them",
+    )
+)
+OUTPUT_APART = rules(
+    (
+        "self.output.persistentVolumeClaim.claimName != self.model.source.persistentVolumeClaim.claimName"
+        " || (self.output.persistentVolumeClaim.path != '.'"
+        " && self.output.persistentVolumeClaim.path != self.model.source.persistentVolumeClaim.path"
+        " && !self.model.source.persistentVolumeClaim.path.startsWith(self.output.persistentVolumeClaim.path + '/'))",
+        "output: the path holds the model it is trained from; choose another path or claim, or training would overwrite it",
+    )
+)
+
+_NO_RUN = "(!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1)"
+_PAUSED = "self.spec.runPolicy.suspend"
+_FIXED = ("model", "dataset", "method", "training", "deepspeed", "output")
+_FIXED_SIZE = " && ".join(
+    f"(has(self.spec.workers.{field}) ? has(oldSelf.spec.workers.{field})"
+    f" && self.spec.workers.{field} == oldSelf.spec.workers.{field} : !has(oldSelf.spec.workers.{field}))"
+    for field in ("replicas", "gpusPerWorker", "processesPerWorker")
+)
+RUN_IS_FIXED = tuple(
+    (
+        f"{_NO_RUN} || self.spec.{section} == oldSelf.spec.{section}",
+        f"spec.{section} cannot change once training has begun: its checkpoints depend on it; "
+        "create another Yuan2FineTune, or delete this one first",
+    )
+    for section in _FIXED
+) + (
+    (
+        f"{_NO_RUN} || ({_FIXED_SIZE})",
+        "spec.workers: replicas, gpusPerWorker and processesPerWorker cannot change once training has begun: "
+        "ZeRO checkpoints are split by rank; create another Yuan2FineTune, or delete this one first",
+    ),
+    (
+        f"{_NO_RUN} || {_PAUSED} || self.spec.workers == oldSelf.spec.workers",
+        "spec.workers can change only while spec.runPolicy.suspend is true: pods that run cannot be changed",
+    ),
+    (
+        f"{_NO_RUN} || {_PAUSED} || self.spec.checkpoint == oldSelf.spec.checkpoint",
+        "spec.checkpoint can change only while spec.runPolicy.suspend is true: pods that run cannot be changed",
+    ),
+)
+"""Transition rules. Before the first attempt everything may still be corrected; runPolicy may change at any time."""
+
+ROOT_RULES = rules(*NAME_RULES, *RUN_IS_FIXED)
+
+
+class FineTuneModel(Spec):
+    """The model that training starts from."""
+
+    size: ModelSize
+    """A preset whose dimensions config.json must have, or `custom` for whatever it has."""
+    source: ClaimLocation
+    """Where its directory is: config.json, weights and tokenizer in the published layout."""
+
+
+class ConfigMapKey(Spec):
+    """A key of a ConfigMap of the same namespace, for small data."""
+
+    name: DnsName
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key whose value is a JSON or JSON Lines file."""
+
+
+class DatasetSource(Spec):
+    """Where conversations are: exactly one member."""
+
+    persistent_volume_claim: ClaimPath | None = None
+    """A JSON or JSON Lines file in a PersistentVolumeClaim."""
+    config_map: ConfigMapKey | None = None
+    """A key of a ConfigMap, for small data."""
+
+
+class Dataset(Spec):
+    """The conversations to learn."""
+
+    source: Annotated[DatasetSource, Field(json_schema_extra=ONE_DATASET_SOURCE)]
+    """Where they are."""
+    format: DatasetFormat = "auto"
+    """Layout of a record; `auto` looks at the first one."""
+    max_invalid_fraction: Fraction = 0.0
+    """Share of records (and of sequences left without a label) that may be dropped; more stops the run."""
+
+
+class Workers(Spec):
+    """The training pods."""
+
+    replicas: Annotated[PositiveInt, Field(le=1024)] = 1
+    """Pods, one a node."""
+    gpus_per_worker: Annotated[PositiveInt, Field(le=64)] | None = None
+    """GPUs of each pod, and as many processes."""
+    processes_per_worker: Annotated[PositiveInt, Field(le=64)] | None = None
+    """Processes of each pod on CPU, instead of `gpusPerWorker`."""
+    image: ImageReference | None = None
+    """Trainer image; absent, the one of the operator's settings."""
+    image_pull_policy: ImagePullPolicy | None = None
+    """When the image is pulled; absent, Kubernetes decides by its tag."""
+    image_pull_secrets: PullSecrets = Field(default_factory=list)
+    """Secrets of the registry."""
+    resources: Resources = Field(default_factory=ResourceRequirements)
+    """CPU, memory and other resources of each pod, beside its GPUs."""
+    node_selector: NodeLabels = Field(default_factory=dict)
+    """Labels that the nodes must have."""
+    tolerations: Tolerations = Field(default_factory=list)
+    """Taints that the pods may run beside."""
+    affinity: Affinity | None = None
+    """Where the scheduler puts the pods."""
+    priority_class_name: DnsName | None = None
+    """PriorityClass of the pods."""
+    shared_memory: Quantity = "64Gi"
+    """Size limit of /dev/shm, which NCCL and data loaders use; what is used counts as the pod's memory."""
+    env: Annotated[Environment, Field(json_schema_extra=NO_RESERVED_ENV)] = Field(default_factory=list)
+    """More environment variables, NCCL_* and the like."""
+
+
+class RunPolicy(Spec):
+    """When a run stops, rests or starts again; may change while it runs."""
+
+    suspend: bool = False
+    """Stop the pods after a checkpoint; false again, the run goes on from it."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Failures after which the run is given up; preempted, drained and lost pods do not count."""
+    stall_timeout_seconds: PositiveInt = 1800
+    """Seconds without an optimizer step after which all ranks are restarted."""
+    active_deadline_seconds: PositiveInt | None = None
+    """Seconds from the start, over all attempts, after which the run fails."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    """Seconds after which the pods of a finished run are removed; the resource and its status stay."""
+
+
+class FineTuneSpec(Spec):
+    """What to train, on what, how, with which pods, and where the result goes."""
+
+    model: FineTuneModel
+    """The model that training starts from."""
+    dataset: Dataset
+    """The conversations to learn."""
+    method: Annotated[Method, Field(json_schema_extra=ONE_METHOD)]
+    """Which parameters are trained: exactly one member."""
+    training: Annotated[Training, Field(json_schema_extra=ONE_LENGTH)] = Field(default_factory=Training)
+    """Hyperparameters; the defaults are those of the published Yuan 2.0 recipe."""
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
+    """DeepSpeed's part."""
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    """How often the run can be picked up again."""
+    workers: Annotated[Workers, Field(json_schema_extra=ONE_DEVICE)]
+    """The training pods."""
+    output: ClaimLocation
+    """Directory for checkpoints, metrics and the exported model."""
+    run_policy: RunPolicy = Field(default_factory=RunPolicy)
+    """When the run stops, rests or starts again."""
+
+
+class Attempt(Status):
+    """One set of pods that trained, or tried to."""
+
+    number: int
+    """1 for the first; each restart is one more."""
+    outcome: AttemptOutcome | None = None
+    """How it ended; absent while it runs."""
+    reason: str = ""
+    """Why it ended, one CamelCase word."""
+    message: str = ""
+    """Which pod, why, what to do."""
+    counted: bool = False
+    """Whether it counts against `maxRestarts`."""
+    start_time: Timestamp | None = None
+    """When its Job was created."""
+    end_time: Timestamp | None = None
+    """When its end was seen."""
+
+
+class FineTuneStatus(Status):
+    """Where a run stands."""
+
+    observed_generation: int | None = None
+    """metadata.generation of the spec that this status is about."""
+    phase: FineTunePhase | None = None
+    """The conditions in one word."""
+    conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(default_factory=list)
+    """Accepted, Running, Suspended, Complete, Failed."""
+    method: str | None = None
+    """The method of the spec in one word."""
+    step: int | None = None
+    """Optimizer steps done."""
+    total_steps: int | None = None
+    """Optimizer steps of the whole run."""
+    progress: str | None = None
+    """`step/totalSteps`."""
+    loss: float | None = None
+    """Mean loss of the last step, four decimals."""
+    learning_rate: float | None = None
+    """Learning rate of the last step."""
+    tokens_per_second: float | None = None
+    """Tokens of all ranks a second of step time."""
+    eta: str | None = None
+    """Time left, rounded: `58m`."""
+    attempt: int | None = None
+    """Number of the newest attempt."""
+    restarts: int = 0
+    """Attempts that failed and count against `maxRestarts`."""
+    attempts: Annotated[
+        list[Attempt], Field(max_length=ATTEMPTS_KEPT, json_schema_extra=list_map("number"))
+    ] = Field(default_factory=list)
+    """The last attempts, oldest first."""
+    last_checkpoint_step: int | None = None
+    """Step of the newest complete checkpoint."""
+    resumed_from_step: int | None = None
+    """Step of the checkpoint that the newest attempt began with."""
+    start_time: Timestamp | None = None
+    """When the first attempt was created."""
+    first_step_time: Timestamp | None = None
+    """When the first optimizer step was seen."""
+    completion_time: Timestamp | None = None
+    """When the run ended."""
+    model: ModelReference | None = None
+    """The exported model, once the run is complete."""
+
+
+PRINTER_COLUMNS: list[dict[str, Any]] = [
+    {"name": "Model", "type": "string", "jsonPath": ".spec.model.size"},
+    {"name": "Method", "type": "string", "jsonPath": ".status.method"},
+    {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {"name": "Step", "type": "string", "jsonPath": ".status.progress"},
+    {"name": "Loss", "type": "number", "jsonPath": ".status.loss"},
+    {"name": "ETA", "type": "string", "jsonPath": ".status.eta"},
+    {"name": "Restarts", "type": "integer", "jsonPath": ".status.restarts"},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {"name": "Tokens/s", "type": "number", "jsonPath": ".status.tokensPerSecond", "priority": 1},
+    {
+        "name": "Message",
+        "type": "string",
+        "jsonPath": ".status.conditions[?(@.status==\"False\")].message",
+        "priority": 1,
+    },
+]

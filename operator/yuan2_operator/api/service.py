@@ -1,0 +1,169 @@
+"""Yuan2Service: a model directory becomes an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from yuan2_core.contract import PORT_API, PORT_WEB, PositiveInt, ServePrecision
+
+from yuan2_operator.api.common import NAME_RULES, ClaimLocation, Condition, ModelReference
+from yuan2_operator.api.pods import (
+    Affinity,
+    ImagePullPolicy,
+    ImageReference,
+    LocalObjectReference,
+    NodeLabels,
+    PullSecrets,
+    ResourceRequirements,
+    Resources,
+    Tolerations,
+)
+from yuan2_operator.api.schema import DnsName, Spec, Status, list_map, rules
+
+ServicePhase = Literal["Pending", "Progressing", "Ready", "Degraded"]
+DispatchMethod = Literal["shortest_queue", "lottery"]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+"""A TCP port that a process without privileges may open."""
+
+ONE_MODEL = rules(
+    (
+        "has(self.fineTuneRef) != has(self.source)",
+        "model: name exactly one of fineTuneRef (a Yuan2FineTune) and source (a model directory)",
+    )
+)
+ROOT_RULES = rules(*NAME_RULES)
+
+
+class ServiceModel(Spec):
+    """The model to serve."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")]
+    """What clients put into `model`."""
+    fine_tune_ref: LocalObjectReference | None = None
+    """A Yuan2FineTune of the same namespace; its model is served once it is complete."""
+    source: ClaimLocation | None = None
+    """A model directory: config.json, weights and tokenizer in the published layout."""
+
+
+class ServiceWorker(Spec):
+    """The pods that run the model."""
+
+    replicas: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Pods; `kubectl scale` and autoscalers change this field."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs of each pod: 1, or 0 for CPU. A worker runs the model on one device."""
+    precision: ServePrecision = "bf16"
+    """Type of weights and activations."""
+    max_model_length: PositiveInt | None = None
+    """Prompt and answer together, in tokens; absent, what the model's config.json allows."""
+    max_concurrent_requests: PositiveInt = 64
+    """Requests of a pod that run or wait; one more is answered with 429."""
+    resources: Resources = Field(default_factory=ResourceRequirements)
+    """CPU, memory and other resources of each pod, beside its GPUs."""
+    node_selector: NodeLabels = Field(default_factory=dict)
+    """Labels that the nodes must have."""
+    tolerations: Tolerations = Field(default_factory=list)
+    """Taints that the pods may run beside."""
+    affinity: Affinity | None = None
+    """Where the scheduler puts the pods."""
+    priority_class_name: DnsName | None = None
+    """PriorityClass of the pods."""
+
+
+class ServiceController(Spec):
+    """FastChat's controller, which knows the workers; it keeps its state in memory, so there is one."""
+
+    dispatch: DispatchMethod = "shortest_queue"
+    """How a worker is chosen for a request."""
+    resources: Resources = Field(default_factory=ResourceRequirements)
+    """CPU and memory of the pod."""
+
+
+class ServiceApi(Spec):
+    """The OpenAI-compatible server."""
+
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Pods."""
+    port: Port = PORT_API
+    """Port of the pods and of the Service."""
+    keys_secret: LocalObjectReference | None = None
+    """A Secret of which every value is an API key; absent, no key is asked for."""
+    resources: Resources = Field(default_factory=ResourceRequirements)
+    """CPU and memory of each pod."""
+
+
+class ServiceWeb(Spec):
+    """FastChat's web page to try the model; it asks for no key."""
+
+    enabled: bool = False
+    """Whether there is one."""
+    port: Port = PORT_WEB
+    """Port of the pod and of the Service."""
+    resources: Resources = Field(default_factory=ResourceRequirements)
+    """CPU and memory of the pod."""
+
+
+class ServiceSpec(Spec):
+    """What to serve, and with which pods."""
+
+    model: Annotated[ServiceModel, Field(json_schema_extra=ONE_MODEL)]
+    """The model to serve."""
+    image: ImageReference | None = None
+    """Server image of all pods; absent, the one of the operator's settings."""
+    image_pull_policy: ImagePullPolicy | None = None
+    """When the image is pulled; absent, Kubernetes decides by its tag."""
+    image_pull_secrets: PullSecrets = Field(default_factory=list)
+    """Secrets of the registry."""
+    worker: ServiceWorker = Field(default_factory=ServiceWorker)
+    """The pods that run the model."""
+    controller: ServiceController = Field(default_factory=ServiceController)
+    """FastChat's controller."""
+    api: ServiceApi = Field(default_factory=ServiceApi)
+    """The OpenAI-compatible server."""
+    web: ServiceWeb = Field(default_factory=ServiceWeb)
+    """FastChat's web page."""
+
+
+class ServiceStatus(Status):
+    """Where a service stands."""
+
+    observed_generation: int | None = None
+    """metadata.generation of the spec that this status is about."""
+    phase: ServicePhase | None = None
+    """The conditions in one word."""
+    conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(default_factory=list)
+    """Accepted, Ready, Progressing, Degraded."""
+    url: str | None = None
+    """Base URL for OpenAI clients inside the cluster."""
+    workers: str | None = None
+    """Ready worker pods of those wanted: `1/1`."""
+    worker_replicas: int = 0
+    """Worker pods that exist."""
+    ready_workers: int = 0
+    """Worker pods that answer."""
+    selector: str | None = None
+    """Label selector of the worker pods, for autoscalers."""
+    model: ModelReference | None = None
+    """The model directory that is served."""
+
+
+SCALE: dict[str, Any] = {
+    "specReplicasPath": ".spec.worker.replicas",
+    "statusReplicasPath": ".status.workerReplicas",
+    "labelSelectorPath": ".status.selector",
+}
+
+PRINTER_COLUMNS: list[dict[str, Any]] = [
+    {"name": "Model", "type": "string", "jsonPath": ".spec.model.name"},
+    {"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"},
+    {"name": "URL", "type": "string", "jsonPath": ".status.url"},
+    {"name": "Workers", "type": "string", "jsonPath": ".status.workers"},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {
+        "name": "Message",
+        "type": "string",
+        "jsonPath": ".status.conditions[?(@.type==\"Ready\")].message",
+        "priority": 1,
+    },
+]

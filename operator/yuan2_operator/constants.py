@@ -1,0 +1,154 @@
+"""Names that stand in more than one place: the API group, labels, annotations, mounts, reasons.
+
+Everything here is part of the project's face: a label or a reason that changes breaks somebody's selector or alert.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Final
+
+GROUP: Final = "yuan2.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+CATEGORY: Final = "yuan2"
+
+KIND_FINETUNE: Final = "Yuan2FineTune"
+KIND_SERVICE: Final = "Yuan2Service"
+PLURAL_FINETUNE: Final = "yuan2finetunes"
+PLURAL_SERVICE: Final = "yuan2services"
+SHORT_FINETUNE: Final = "y2ft"
+SHORT_SERVICE: Final = "y2svc"
+
+FIELD_MANAGER: Final = "yuan2-operator"
+"""Owner of the fields that server-side apply writes, and reporting component of events."""
+
+NAME_LIMIT: Final = 40
+"""Longest name of a resource: `<name>-<attempt>-<index>` and `<name>-controller` must fit a DNS label of 63."""
+
+# --- labels and annotations of children ---------------------------------------------------------------------
+
+LABEL_FINETUNE: Final = "yuan2.dev/finetune"
+"""Name of the Yuan2FineTune a child belongs to."""
+LABEL_SERVICE: Final = "yuan2.dev/service"
+"""Name of the Yuan2Service a child belongs to."""
+LABEL_ATTEMPT: Final = "yuan2.dev/attempt"
+"""Number of the attempt, on its Job, ConfigMap and pods."""
+LABEL_COMPONENT: Final = "yuan2.dev/component"
+"""Part a child plays: one of the `COMPONENT_*` values."""
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
+LABEL_NAME: Final = "app.kubernetes.io/name"
+LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
+PART_OF: Final = "yuan2"
+
+ANNOTATION_CONFIG_HASH: Final = "yuan2.dev/config-hash"
+"""On a pod template: hash of the job file, so that a changed job rolls the pods."""
+ANNOTATION_MODEL_FINGERPRINT: Final = "yuan2.dev/model-fingerprint"
+"""On a pod template: which run made the served model, so that a re-trained model rolls the pods."""
+
+COMPONENT_TRAINER: Final = "trainer"
+COMPONENT_CONTROLLER: Final = "controller"
+COMPONENT_WORKER: Final = "worker"
+COMPONENT_API: Final = "api"
+COMPONENT_WEB: Final = "web"
+
+# --- inside pods --------------------------------------------------------------------------------------------
+
+CLAIMS_DIRECTORY: Final = PurePosixPath("/mnt/claims")
+"""Each distinct claim is mounted once, at `/mnt/claims/<claimName>`."""
+DATASET_DIRECTORY: Final = PurePosixPath("/mnt/dataset")
+"""Where a ConfigMap with conversations is mounted; the file is named after its key."""
+SHARED_MEMORY_DIRECTORY: Final = PurePosixPath("/dev/shm")
+SCRATCH_DIRECTORY: Final = PurePosixPath("/tmp")
+"""The only writable directory of a pod with a read-only root, beside its claims."""
+EXPORT_DIRECTORY: Final = "model"
+"""Directory of the exported model below a FineTune's output path."""
+
+GPU_RESOURCE: Final = "nvidia.com/gpu"
+RUN_AS_USER: Final = 1000
+RUN_AS_GROUP: Final = 1000
+TRAINER_CONTAINER: Final = "pytorch"
+"""PyTorchJob's name of the container; tools written for it look for this one."""
+RENDEZVOUS_PORT_NAME: Final = "pytorchjob-port"
+PROGRESS_PORT_NAME: Final = "progress"
+
+TRAINER_RESERVED_ENV: Final = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "WORLD_SIZE",
+    "RANK",
+    "PYTHONUNBUFFERED",
+    "PET_MASTER_ADDR",
+    "PET_MASTER_PORT",
+    "PET_NODE_RANK",
+    "PET_NPROC_PER_NODE",
+    "PET_NNODES",
+)
+"""Variables of the PyTorchJob environment that the operator sets itself, and a user therefore may not."""
+
+# --- conditions ---------------------------------------------------------------------------------------------
+
+CONDITION_ACCEPTED: Final = "Accepted"
+CONDITION_RUNNING: Final = "Running"
+CONDITION_SUSPENDED: Final = "Suspended"
+CONDITION_COMPLETE: Final = "Complete"
+CONDITION_FAILED: Final = "Failed"
+CONDITION_READY: Final = "Ready"
+CONDITION_PROGRESSING: Final = "Progressing"
+CONDITION_DEGRADED: Final = "Degraded"
+
+
+class Reason:
+    """Reasons of conditions and events, CamelCase as Kubernetes writes them."""
+
+    # Accepted
+    VALID: Final = "Valid"
+    INVALID_SPEC: Final = "InvalidSpec"
+    CLAIM_NOT_FOUND: Final = "ClaimNotFound"
+    CONFIG_MAP_NOT_FOUND: Final = "ConfigMapNotFound"
+    CONFIG_MAP_KEY_NOT_FOUND: Final = "ConfigMapKeyNotFound"
+    SECRET_NOT_FOUND: Final = "SecretNotFound"
+    SECRET_EMPTY: Final = "SecretEmpty"
+    FINETUNE_NOT_FOUND: Final = "FineTuneNotFound"
+    FINETUNE_NOT_COMPLETE: Final = "FineTuneNotComplete"
+    FINETUNE_FAILED: Final = "FineTuneFailed"
+    IMAGE_NOT_SET: Final = "ImageNotSet"
+    # a run of a FineTune
+    PENDING: Final = "Pending"
+    STARTING: Final = "Starting"
+    TRAINING: Final = "Training"
+    RESTARTING: Final = "Restarting"
+    RESUMED: Final = "Resumed"
+    SUSPENDED: Final = "Suspended"
+    SUSPENDING: Final = "Suspending"
+    NOT_SUSPENDED: Final = "NotSuspended"
+    SUCCEEDED: Final = "Succeeded"
+    NOT_FINISHED: Final = "NotFinished"
+    FINISHED: Final = "Finished"
+    # why an attempt ended
+    CRASHED: Final = "Crashed"
+    DISRUPTED: Final = "Disrupted"
+    PREEMPTED: Final = "Preempted"
+    STALLED: Final = "Stalled"
+    TOO_MANY_RESTARTS: Final = "TooManyRestarts"
+    DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
+    # what is wrong with a pod
+    UNSCHEDULABLE: Final = "Unschedulable"
+    IMAGE_PULL_FAILED: Final = "ImagePullFailed"
+    CONTAINER_CREATING: Final = "ContainerCreating"
+    CONTAINER_CONFIG_ERROR: Final = "ContainerConfigError"
+    CRASH_LOOP: Final = "CrashLoop"
+    OUT_OF_MEMORY: Final = "OutOfMemory"
+    EVICTED: Final = "Evicted"
+    NODE_LOST: Final = "NodeLost"
+    NOT_READY: Final = "NotReady"
+    # a Service
+    READY: Final = "Ready"
+    SCALED_TO_ZERO: Final = "ScaledToZero"
+    NOT_ACCEPTED: Final = "NotAccepted"
+    ROLLING_OUT: Final = "RollingOut"
+    ROLLED_OUT: Final = "RolledOut"
+    HEALTHY: Final = "Healthy"
+    WORKERS_MISSING: Final = "WorkersMissing"
+    RECONCILE_FAILED: Final = "ReconcileFailed"

@@ -1,0 +1,1 @@
+"""A plan becomes Kubernetes objects as dicts; no input or output here."""

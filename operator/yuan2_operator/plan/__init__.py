@@ -1,0 +1,1 @@
+"""Spec, prior status and settings become a frozen plan; no input or output here."""
