@@ -291,7 +291,7 @@ PRINTER_COLUMNS: list[dict[str, Any]] = [
     {
         "name": "Message",
         "type": "string",
-        "jsonPath": ".status.conditions[?(@.status==\"False\")].message",
+        "jsonPath": '.status.conditions[?(@.type=="Running")].message',
         "priority": 1,
     },
 ]

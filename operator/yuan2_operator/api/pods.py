@@ -207,7 +207,8 @@ ONE_ENV_VALUE = rules(
 )
 NO_GPU_RESOURCE = rules(
     (
-        f"!('{GPU_RESOURCE}' in self.requests) && !('{GPU_RESOURCE}' in self.limits)",
+        f"!(has(self.requests) && '{GPU_RESOURCE}' in self.requests)"
+        f" && !(has(self.limits) && '{GPU_RESOURCE}' in self.limits)",
         f"resources: ask for GPUs with gpusPerWorker instead of {GPU_RESOURCE}",
     )
 )
