@@ -1,0 +1,235 @@
+"""A thin asynchronous client of the Kubernetes API: paths and dicts, no typed models.
+
+The typed classes of the official client cost more memory than the whole operator, and a dozen requests do not
+need them. Answers that are not success become the exceptions below, in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+
+from yuan2_operator.constants import FIELD_MANAGER, GROUP, PLURAL_FINETUNE, PLURAL_SERVICE, VERSION
+from yuan2_operator.metrics import API_REQUESTS
+
+Object = dict[str, Any]
+
+CREDENTIALS_SECONDS = 60.0
+"""How long credentials are used before they are read again: bound service account tokens rotate."""
+REQUEST_SECONDS = 30.0
+LIST_CHUNK = 500
+CONNECTIONS = 32
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+JSON = "application/json"
+
+
+class ApiError(Exception):
+    """The API server said no, or nothing."""
+
+    def __init__(self, message: str, *, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class NotFound(ApiError):  # noqa: N818 - named as the API names it
+    """404."""
+
+
+class Conflict(ApiError):  # noqa: N818
+    """409: it exists already, another manager owns a field, or a precondition does not hold."""
+
+
+class Forbidden(ApiError):  # noqa: N818
+    """401 or 403: credentials, RBAC, a quota or an admission policy."""
+
+
+class Invalid(ApiError):  # noqa: N818
+    """400 or 422: the object itself is refused."""
+
+
+class Unavailable(ApiError):  # noqa: N818
+    """429, 5xx or no answer: try again."""
+
+
+class Credentials(Protocol):
+    """What is needed of a login; kopf.ConnectionInfo has it."""
+
+    @property
+    def server(self) -> str: ...
+
+    def as_http_headers(self) -> dict[str, str]: ...
+
+    def as_ssl_context(self) -> ssl.SSLContext: ...
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of objects, by its place in the API."""
+
+    group: str
+    version: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """`/apis/batch/v1/namespaces/demo/jobs/x/status`; without `namespace`, across all of them."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        scope = f"/namespaces/{namespace}" if namespace else ""
+        parts = [root + scope, self.plural, *(part for part in (name, subresource) if part)]
+        return "/".join(parts)
+
+
+FINETUNES = Resource(GROUP, VERSION, PLURAL_FINETUNE)
+YUAN_SERVICES = Resource(GROUP, VERSION, PLURAL_SERVICE)
+JOBS = Resource("batch", "v1", "jobs")
+DEPLOYMENTS = Resource("apps", "v1", "deployments")
+PODS = Resource("", "v1", "pods")
+SERVICES = Resource("", "v1", "services")
+CONFIG_MAPS = Resource("", "v1", "configmaps")
+SECRETS = Resource("", "v1", "secrets")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims")
+EVENTS = Resource("events.k8s.io", "v1", "events")
+
+CHILD_RESOURCES = {"Job": JOBS, "Deployment": DEPLOYMENTS, "Service": SERVICES, "ConfigMap": CONFIG_MAPS}
+"""Kinds of objects that the operator makes."""
+
+
+class Client:
+    """One session with the API server. `login` gives fresh credentials each time it is called."""
+
+    def __init__(self, login: Callable[[], Credentials]) -> None:
+        self._login = login
+        self._credentials = login()
+        self._read_at = time.monotonic()
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS, ssl=self._tls())
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        )
+
+    async def close(self) -> None:
+        """End the session."""
+        await self._session.close()
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        """One object; `NotFound` if there is none."""
+        return await self._request("GET", "get", resource, resource.path(namespace, name))
+
+    async def list_all(self, resource: Resource, namespace: str | None, selector: str = "") -> list[Object]:
+        """All objects that `selector` (labels) takes, in one namespace or in all."""
+        items: list[Object] = []
+        params = {"limit": str(LIST_CHUNK), **({"labelSelector": selector} if selector else {})}
+        while True:
+            page = await self._request("GET", "list", resource, resource.path(namespace), params=params)
+            items.extend(page.get("items", ()))
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return items
+            params = {**params, "continue": token}
+
+    async def apply(self, manifest: Object, *, force: bool) -> Object:
+        """Server-side apply; without `force`, `Conflict` when somebody else set one of the fields differently."""
+        resource, metadata = CHILD_RESOURCES[manifest["kind"]], manifest["metadata"]
+        return await self._request(
+            "PATCH",
+            "apply",
+            resource,
+            resource.path(metadata["namespace"], metadata["name"]),
+            params={"fieldManager": FIELD_MANAGER, "force": str(force).lower()},
+            body=manifest,
+            content_type=APPLY_PATCH,
+        )
+
+    async def create(self, resource: Resource, namespace: str, manifest: Object) -> Object:
+        """Create one object; `Conflict` if its name is taken."""
+        path = resource.path(namespace)
+        params = {"fieldManager": FIELD_MANAGER}
+        return await self._request("POST", "create", resource, path, params=params, body=manifest)
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, propagation: str = "Background"
+    ) -> None:
+        """Delete one object and what it owns (`Background` or `Foreground`); fine if it is gone already."""
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+        try:
+            await self._request("DELETE", "delete", resource, resource.path(namespace, name), body=body)
+        except NotFound:
+            return
+
+    async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Object) -> Object:
+        """Merge `patch` into the status of one object; gives the whole object as it then is."""
+        return await self._request(
+            "PATCH",
+            "patch_status",
+            resource,
+            resource.path(namespace, name, "status"),
+            params={"fieldManager": FIELD_MANAGER},
+            body={"status": patch},
+            content_type=MERGE_PATCH,
+        )
+
+    async def proxy_pod(self, namespace: str, pod: str, port: int, path: str, timeout: float) -> Object:
+        """GET JSON from a pod through the API server."""
+        url = PODS.path(namespace, f"{pod}:{port}", "proxy") + path
+        return await self._request("GET", "proxy", PODS, url, timeout=timeout)
+
+    def _tls(self) -> ssl.SSLContext | bool:
+        return self._credentials.as_ssl_context() if self._credentials.server.startswith("https") else False
+
+    def _headers(self, content_type: str) -> dict[str, str]:
+        if time.monotonic() - self._read_at > CREDENTIALS_SECONDS:
+            self._credentials, self._read_at = self._login(), time.monotonic()
+        return {"Content-Type": content_type, "Accept": JSON, **self._credentials.as_http_headers()}
+
+    async def _request(
+        self,
+        method: str,
+        verb: str,
+        resource: Resource,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content_type: str = JSON,
+        timeout: float = REQUEST_SECONDS,
+    ) -> Object:
+        API_REQUESTS.labels(verb=verb, resource=resource.plural).inc()
+        data = None if body is None else json.dumps(body)
+        url = self._credentials.server.rstrip("/") + path
+        try:
+            async with self._session.request(
+                method,
+                url,
+                params=params,
+                data=data,
+                headers=self._headers(content_type),
+                timeout=aiohttp.ClientTimeout(total=timeout),
+            ) as response:
+                payload = await response.read()
+                if response.status >= 400:
+                    raise error_of(response.status, payload, response.headers)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
+        answer: Object = json.loads(payload) if payload else {}
+        return answer
+
+
+def error_of(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiError:
+    """The exception for an answer with an error `status`; its text is that of the answer's Status object."""
+    try:
+        message = str(json.loads(payload)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = payload[:500].decode(errors="replace").strip() or f"HTTP status {status}"
+    seconds = headers.get("Retry-After", "")
+    retry_after = float(seconds) if seconds.isdigit() else None
+    kind: type[ApiError] = Unavailable
+    if status < 500 and status != 429:
+        kind = {404: NotFound, 409: Conflict, 401: Forbidden, 403: Forbidden}.get(status, Invalid)
+    return kind(message, status=status, retry_after=retry_after)

@@ -1,0 +1,49 @@
+"""The operator's settings: environment variables `YUAN2_*`, read once at the start and passed in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What whoever installs the operator decides."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="YUAN2_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    train_image: str = ""
+    """Trainer image of every Yuan2FineTune that names none."""
+    serve_image: str = ""
+    """Server image of every Yuan2Service that names none."""
+    watch_namespaces: Annotated[tuple[str, ...], NoDecode] = ()
+    """Namespaces to serve, separated by commas; all of them when empty."""
+    progress_via: Literal["auto", "ip", "proxy"] = "auto"
+    """How a training pod's progress is read: from the pod's IP, or through the API server.
+
+    `auto` takes the IP inside a cluster.
+    """
+    poll_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds between two looks at the progress of a run."""
+    missing_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds after which a claim, ConfigMap or Secret that was missing is looked for again."""
+    resync_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds between two passes over everything, whether or not anything happened."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 8
+    """Resources that are worked on at the same time."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Lowest level that is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """A line for people, or a JSON object a line."""
+
+    @field_validator("watch_namespaces", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
