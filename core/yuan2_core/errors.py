@@ -1,0 +1,45 @@
+"""Mistakes a user can correct, told in one line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work as it is; the text is one line that says what, where and the way out.
+
+    `reason` is the CamelCase word a condition or a `Termination` carries; a program that ends because of one
+    exits with `contract.EXIT_INVALID`.
+    """
+
+    reason: ClassVar[str] = "InvalidJob"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split("\n")))
+
+
+class DatasetError(UserError):
+    """The training data cannot be used."""
+
+    reason = "InvalidData"
+
+
+class ModelError(UserError):
+    """A model directory cannot be used."""
+
+    reason = "InvalidModel"
+
+
+class TokenizerError(ModelError):
+    """A tokenizer cannot be used with Yuan 2.0."""
+
+
+class MessageError(UserError):
+    """One message of a conversation breaks a rule; `field` says where in the conversation, `problem` what is wrong."""
+
+    reason = "InvalidData"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
