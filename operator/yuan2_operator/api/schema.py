@@ -9,8 +9,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 from yuan2_core.contract import Contract
 
-QUANTITY_PATTERN = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
-"""Kubernetes' own pattern of a resource quantity (k8s.io/apimachinery, resource.Quantity)."""
+QUANTITY_PATTERN = r"^[0-9]*\.?[0-9]+\.?([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+"""A resource quantity that is not negative (k8s.io/apimachinery, resource.Quantity)."""
+
+QUANTITY_RULE = (
+    "type(self) == int ? int(self) >= 0"
+    " : isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))"
+)
+QUANTITY_MESSAGE = "write a quantity that is not negative, such as 4, 500m, 512Mi or 64Gi"
 
 PATH_RULE = "self == '.' || self.split('/').all(part, !(part in ['', '.', '..']))"
 PATH_MESSAGE = (
@@ -75,9 +81,9 @@ Quantity = Annotated[
     WithJsonSchema(
         {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "pattern": QUANTITY_PATTERN,
             "maxLength": 64,
             "x-kubernetes-int-or-string": True,
+            **rules((QUANTITY_RULE, QUANTITY_MESSAGE)),
         }
     ),
 ]

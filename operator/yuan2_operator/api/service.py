@@ -125,6 +125,13 @@ class ServiceSpec(Spec):
     """FastChat's web page."""
 
 
+class ServedModel(ModelReference):
+    """The model directory of a service, and where it is from."""
+
+    fine_tune: str | None = None
+    """The Yuan2FineTune that made it; absent, the directory is named in the spec itself."""
+
+
 class ServiceStatus(Status):
     """Where a service stands."""
 
@@ -144,7 +151,7 @@ class ServiceStatus(Status):
     """Worker pods that answer."""
     selector: str | None = None
     """Label selector of the worker pods, for autoscalers."""
-    model: ModelReference | None = None
+    model: ServedModel | None = None
     """The model directory that is served."""
 
 

@@ -1,0 +1,194 @@
+"""What the children of both kinds have in common: owner, labels, security, claims, resources."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from yuan2_core.contract import JOB_FILE
+
+from yuan2_operator.api.pods import LocalObjectReference, ResourceRequirements
+from yuan2_operator.constants import (
+    CLAIMS_DIRECTORY,
+    FIELD_MANAGER,
+    GPU_RESOURCE,
+    KIND_FINETUNE,
+    LABEL_COMPONENT,
+    LABEL_FINETUNE,
+    LABEL_INSTANCE,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
+    LABEL_PART_OF,
+    LABEL_SERVICE,
+    PART_OF,
+    RUN_AS_GROUP,
+    RUN_AS_USER,
+    SCRATCH_DIRECTORY,
+)
+from yuan2_operator.plan.owner import Owner
+
+Manifest = dict[str, Any]
+
+JOB_VOLUME = "job"
+SCRATCH_VOLUME = "scratch"
+
+
+def selector_labels(owner: Owner, component: str) -> dict[str, str]:
+    """The labels that tell the pods of one component of one resource from all others; they never change."""
+    kind_label = LABEL_FINETUNE if owner.kind == KIND_FINETUNE else LABEL_SERVICE
+    return {kind_label: owner.name, LABEL_COMPONENT: component}
+
+
+def child_labels(owner: Owner, component: str) -> dict[str, str]:
+    """`selector_labels` and the labels that Kubernetes recommends."""
+    return {
+        LABEL_NAME: f"{PART_OF}-{component}",
+        LABEL_INSTANCE: owner.name,
+        LABEL_PART_OF: PART_OF,
+        LABEL_MANAGED_BY: FIELD_MANAGER,
+        **selector_labels(owner, component),
+    }
+
+
+def label_selector(labels: Mapping[str, str]) -> str:
+    """Labels as the string that lists and the scale subresource take."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def owner_reference(owner: Owner) -> Manifest:
+    """The reference by which the garbage collector removes a child with its owner."""
+    return {
+        "apiVersion": owner.api_version,
+        "kind": owner.kind,
+        "name": owner.name,
+        "uid": owner.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def metadata(
+    owner: Owner,
+    name: str,
+    component: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Metadata of a child: its name, its owner, its labels."""
+    result: Manifest = {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": {**child_labels(owner, component), **(labels or {})},
+        "ownerReferences": [owner_reference(owner)],
+    }
+    if annotations:
+        result["annotations"] = dict(annotations)
+    return result
+
+
+def config_map(owner: Owner, name: str, component: str, job: str, labels: Mapping[str, str] | None = None) -> Manifest:
+    """The ConfigMap with a pod's one file, `job.json`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(owner, name, component, labels=labels),
+        "data": {JOB_FILE.name: job},
+    }
+
+
+def passthrough(value: BaseModel) -> Manifest:
+    """A part of core/v1 that a user wrote, as Kubernetes wants it: only what was given."""
+    return value.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
+
+def pod_security_context() -> Manifest:
+    """Non-root, and claims are made writable for the group, which is done once and not at each mount."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": RUN_AS_USER,
+        "runAsGroup": RUN_AS_GROUP,
+        "fsGroup": RUN_AS_GROUP,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security_context() -> Manifest:
+    """No privilege, no capability, a read-only root."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def resources(requirements: ResourceRequirements, gpus: int = 0) -> Manifest:
+    """Resources of a container; GPUs stand in the limits, which is where Kubernetes wants extended resources."""
+    result = passthrough(requirements)
+    if gpus:
+        result["limits"] = {**result.get("limits", {}), GPU_RESOURCE: str(gpus)}
+    return result
+
+
+def pull_secrets(references: Iterable[LocalObjectReference]) -> list[Manifest]:
+    """imagePullSecrets of a pod."""
+    return [{"name": reference.name} for reference in references]
+
+
+def image_fields(image: str, policy: str | None) -> Manifest:
+    """Image and, where the user said so, its pull policy; else Kubernetes decides by the tag."""
+    return {"image": image} if policy is None else {"image": image, "imagePullPolicy": policy}
+
+
+def claim_path(claim: str, path: str) -> str:
+    """Where a path of a claim is in a pod."""
+    return str(CLAIMS_DIRECTORY / claim / path)
+
+
+def claim_volumes(claims: Iterable[str]) -> list[Manifest]:
+    """Volumes of distinct claims. They are numbered, since a claim's name may be longer than a volume's."""
+    return [
+        {"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim}}
+        for index, claim in enumerate(sorted(set(claims)))
+    ]
+
+
+def claim_mounts(claims: Iterable[str], writable: Iterable[str] = ()) -> list[Manifest]:
+    """Mounts of distinct claims at `/mnt/claims/<claimName>`, read-only unless `writable`."""
+    allowed = set(writable)
+    return [
+        {
+            "name": f"claim-{index}",
+            "mountPath": str(CLAIMS_DIRECTORY / claim),
+            **({} if claim in allowed else {"readOnly": True}),
+        }
+        for index, claim in enumerate(sorted(set(claims)))
+    ]
+
+
+def job_volume(config: str) -> Manifest:
+    """The volume of the ConfigMap `config`."""
+    return {"name": JOB_VOLUME, "configMap": {"name": config}}
+
+
+def job_mount() -> Manifest:
+    """The mount of `job.json`'s directory."""
+    return {"name": JOB_VOLUME, "mountPath": str(JOB_FILE.parent), "readOnly": True}
+
+
+def scratch_volume(limit: str | None = None) -> Manifest:
+    """The volume of /tmp; past its size limit the kubelet evicts the pod."""
+    return {"name": SCRATCH_VOLUME, "emptyDir": {} if limit is None else {"sizeLimit": limit}}
+
+
+def scratch_mount() -> Manifest:
+    """The mount of /tmp."""
+    return {"name": SCRATCH_VOLUME, "mountPath": str(SCRATCH_DIRECTORY)}
+
+
+def digest(*parts: str) -> str:
+    """A short stable hash for annotations."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
