@@ -1,8 +1,8 @@
 """The one renderer: what is trained and what is asked come from here.
 
-A sequence is the prompt, `<sep>`, the answer, `<eod>`. The prompt is the system prompt and a line end, if there is
-one, then the messages joined by the characters `<n>`; it is encoded in one piece, as the answer is. FastChat's
-`yuan2` template writes the same text.
+A sequence is the prompt, `<sep>`, the answer, `<eod>`. The prompt is the system prompt and a line end, if
+there is one, then the messages joined by the characters `<n>`; it is encoded in one piece, as the answer
+is. FastChat's `yuan2` template writes the same text.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from yuan2_core.contract import LossMode
 from yuan2_core.errors import MessageError
 from yuan2_core.messages import Message, MessageLike, Turn, read_dialogue
 from yuan2_core.tokenizer import Yuan2Tokenizer
@@ -32,8 +33,6 @@ IGNORED: Final = -100
 
 SEPARATOR: Final = "<n>"
 """Stands between messages. It is text, not a token, and never learned."""
-
-LossMode = Literal["efficient", "last_response", "split_example"]
 
 
 @dataclass(frozen=True, init=False)
@@ -65,7 +64,8 @@ class Conversation:
         A first message of the assistant and a last one of the user are left out.
 
         Raises:
-            MessageError: an unknown role, two messages of one role in a row, an empty answer, or no answer at all.
+            MessageError: an unknown role, two messages of one role in a row, an empty answer, or no answer
+                at all.
         """
         dialogue = read_dialogue(messages, system)
         if not dialogue.turns:
@@ -121,18 +121,19 @@ def render(
 ) -> list[Rendered]:
     """Turn a conversation into training sequences.
 
-    `efficient` gives one sequence with every answer learned, `last_response` the same one with its last answer
-    learned, `split_example` a sequence for each answer, with the turns before it as its prompt.
+    `efficient` gives one sequence with every answer learned, `last_response` the same one with its last
+    answer learned, `split_example` a sequence for each answer, with the turns before it as its prompt.
 
     Args:
         conversation: what was said.
         tokenizer: a Yuan 2.0 tokenizer.
         loss: which answers are learned.
-        max_length: most tokens of a sequence; None for no limit. A longer one loses its oldest turns, then the
-            system prompt, then the beginning of its question.
+        max_length: most tokens of a sequence; None for no limit. A longer one loses its oldest turns, then
+            the system prompt, then the beginning of its question.
 
     Returns:
-        At most `sequence_count(conversation, loss)` sequences: one whose answer alone is too long is left out.
+        At most `sequence_count(conversation, loss)` sequences: one that its answer alone overfills is left
+        out.
     """
     if loss not in ("efficient", "last_response", "split_example"):
         raise ValueError(f"loss: {loss!r} is not efficient, last_response or split_example")
@@ -161,7 +162,8 @@ def render_prompt(
         The prompt's ids, `<sep>` last.
 
     Raises:
-        MessageError: the messages do not alternate, an answer is empty, or the last message is not the user's.
+        MessageError: the messages do not alternate, an answer is empty, or the last message is not the
+            user's.
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length: {max_length} leaves no room for a prompt; give at least 1")
@@ -183,7 +185,7 @@ class _History:
     question: str
 
     def shortened(self) -> list[_History]:
-        """This and ever shorter ones: without its oldest turns one by one, at last without the system prompt."""
+        """This and ever shorter ones: its oldest turns go one by one, the system prompt goes last."""
         cuts = [
             _History(self.system, self.turns[start:], self.question) for start in range(len(self.turns) + 1)
         ]

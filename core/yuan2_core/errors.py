@@ -6,9 +6,9 @@ from typing import ClassVar
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work as it is; the text is one line that says what, where and the way out.
+    """Something the user gave cannot work as it is.
 
-    `reason` is the CamelCase word a condition or a `Termination` carries; a program that ends because of one
+    The text is one line that says what, where and the way out; `reason` is the CamelCase word a condition or a `Termination` carries; a program that ends because of one
     exits with `contract.EXIT_INVALID`.
     """
 
@@ -35,7 +35,7 @@ class TokenizerError(ModelError):
 
 
 class MessageError(UserError):
-    """One message of a conversation breaks a rule; `field` says where in the conversation, `problem` what is wrong."""
+    """A conversation breaks a rule: `field` says where in it, `problem` what is wrong."""
 
     reason = "InvalidData"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Union
+from typing import Final, Literal, NamedTuple
 
 from yuan2_core.errors import MessageError
 
@@ -36,7 +36,7 @@ class Style(NamedTuple):
 OPENAI: Final = Style("role", "content", {"system": "system", "user": "user", "assistant": "assistant"})
 FASTCHAT: Final = Style("from", "value", {"system": "system", "human": "user", "gpt": "assistant"})
 
-MessageLike = Union[Message, Mapping[str, object]]
+MessageLike = Message | Mapping[str, object]
 """A `Message`, or an object in OpenAI's style (`role`, `content`) or in FastChat's (`from`, `value`)."""
 
 
@@ -64,8 +64,8 @@ def read_dialogue(
 ) -> Dialogue:
     """Check messages and pair questions with answers.
 
-    A message of the assistant before the first question is left out: nothing was asked. A system message may come
-    first, unless `system` is given; an empty one counts as none.
+    A message of the assistant before the first question is left out: nothing was asked. A system message
+    may come first, unless `system` is given; an empty one counts as none.
 
     Args:
         messages: who said what, in order.
@@ -74,7 +74,8 @@ def read_dialogue(
         style: how every message is written; None accepts both styles.
 
     Raises:
-        MessageError: an unknown role, two messages of one role in a row, an empty answer, or a value that is no text.
+        MessageError: an unknown role, two messages of one role in a row, an empty answer, or a value that
+            is no text.
     """
     spoken = [read_message(message, f"{field}[{i}]", style) for i, message in enumerate(messages)]
     prompt = None if system is None else check_text(system, "system")

@@ -1,9 +1,9 @@
 """What a SentencePiece model file says about itself, and how to append pieces to it.
 
-The file is one protocol buffer, `ModelProto` (sentencepiece_model.proto): field 1 repeats the pieces (text 1, score 2,
-type 3), field 2 is the trainer's specification (35: byte fallback), field 3 the normalizer's (2: character map,
-3: add a dummy space in front, 4: squeeze white space, 5: write a space as U+2581). Reading those few fields by hand
-spares the protobuf package.
+The file is one protocol buffer, `ModelProto` of sentencepiece_model.proto. Its field 1 repeats the pieces
+(1: text, 2: score, 3: type), field 2 is the trainer's specification (35: byte fallback) and field 3 the
+normalizer's (2: character map, 3: add a dummy space in front, 4: squeeze white space, 5: write a space as
+U+2581). Reading these few by hand spares the protobuf package.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _FIXED_SIZE = {_FIXED64: 8, _FIXED32: 4}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The settings of a SentencePiece model that decide whether its pieces spell the text they were made from."""
+    """The settings that decide whether pieces spell the text they were made from."""
 
     byte_fallback: bool
     """Characters outside the vocabulary become bytes, so that any text can be written."""
     rewrites_text: bool
-    """A normalizer changes characters (NFKC and the like) or squeezes white space before the pieces are chosen."""
+    """Characters are changed (NFKC and the like) or white space is squeezed before pieces are chosen."""
     dummy_prefix: bool
     """A space is put in front of every text."""
     escapes_spaces: bool

@@ -1,7 +1,7 @@
 """The special tokens of Yuan 2.0: their texts, in the order in which missing ones are added after the pieces.
 
-Source: the tokenizer set-up published with Yuan 2.0; with its model the tokens that are pieces already keep their ids
-and the five others become 134953..134957.
+Source: the tokenizer set-up published with Yuan 2.0; with its model the tokens that are pieces already keep
+their ids and the five others become 134953..134957.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ SEP: Final = "<sep>"
 PAD: Final = "<pad>"
 
 STRUCTURE: Final = (EOD, SEP, PAD)
-"""Tokens that give a sequence its structure. In a message they are ordinary text: else a message could end its own
-prompt and answer itself."""
+"""Tokens that give a sequence its structure. In a message they are ordinary text: else a message could end
+its own prompt and answer itself."""
 
 ADDED: Final = ("<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>")
 """Tokens that the published SentencePiece model does not have as pieces."""

@@ -1,7 +1,7 @@
 """Text to token ids and back, as Yuan 2.0 does it: a SentencePiece model and atomic special tokens around it.
 
-Text between two special tokens is encoded in one piece, each with the model's dummy space in front. The same rule
-holds in `transformers`' slow Llama tokenizer, so ids agree with the tools other Yuan users have.
+Text between two special tokens is encoded in one piece, each with the model's dummy space in front. The
+same rule holds in `transformers`' slow Llama tokenizer, so ids agree with the tools other Yuan users have.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Yuan2Tokenizer:
 
     Attributes:
         source: where it was read from, for messages.
-        vocab_size: pieces and added tokens together (134,958 in the published one); ids are `0..vocab_size - 1`.
+        vocab_size: pieces and added tokens together, 134,958 in the published tokenizer.
         eod_id, sep_id, pad_id: ids of `<eod>`, `<sep>`, `<pad>`.
         special_ids: text of every atomic token to its id.
     """
@@ -90,8 +90,8 @@ class Yuan2Tokenizer:
 
         Args:
             text: any text that UTF-8 can write.
-            structure: with False, `<eod>`, `<sep>` and `<pad>` in the text are ordinary text (what a message says
-                cannot end the message); the other special tokens stay atomic.
+            structure: with False, `<eod>`, `<sep>` and `<pad>` in the text are ordinary text (what a
+                message says cannot end the message); the other special tokens stay atomic.
         """
         ids: list[int] = []
         for chunk, special in self._split(text, structure):
@@ -104,8 +104,8 @@ class Yuan2Tokenizer:
     def encode_spans(self, text: str, *, structure: bool = True) -> tuple[list[int], list[int]]:
         """Token ids of a text and, for each, the offset of its first byte in the text's UTF-8.
 
-        A token's bytes end where the next one's begin. The dummy space has no byte in the text: a token that is
-        nothing else starts where its successor starts.
+        A token's bytes end where the next one's begin. The dummy space has no byte in the text: a token
+        that is nothing else starts where its successor starts.
         """
         ids: list[int] = []
         starts: list[int] = []
@@ -140,9 +140,9 @@ class Yuan2Tokenizer:
         return out.decode(errors="replace")
 
     def piece_bytes(self, token: int) -> bytes:
-        """UTF-8 bytes of one token, its leading space included; a byte token gives its byte, a special one its text.
+        """UTF-8 bytes of one token.
 
-        An id at or beyond `vocab_size` gives nothing.
+        A word's leading space is included; a byte token gives its byte, a special token its text. An id at or beyond `vocab_size` gives nothing.
 
         Raises:
             ValueError: the id is negative.
@@ -176,7 +176,7 @@ class Yuan2Tokenizer:
         return table
 
     def _split(self, text: str, structure: bool) -> Iterator[tuple[str, int | None]]:
-        """The text in order: stretches without special tokens (id None) and special tokens (with their id)."""
+        """The text in order: stretches of ordinary text (with None) and special tokens (with their id)."""
         pattern = self._any_special if structure else self._any_marker
         position = 0
         for match in pattern.finditer(text):
@@ -194,7 +194,7 @@ class Yuan2Tokenizer:
             ends = list(accumulate((len(self._bytes[token]) for token in ids), initial=-dummy))
             self._check_spelling(ends[-1], len(text.encode()), text)
             return [max(end, 0) for end in ends[:-1]]
-        # A literal U+2581 looks like a space in a piece: count in the escaped text, where both are three bytes long.
+        # A literal U+2581 looks like a space in a piece: count in the escaped text, where both have 3 bytes.
         width = len(_SPACE.encode())
         ends = list(accumulate((self._escaped_width(token) for token in ids), initial=-dummy * width))
         offsets = _offsets_in_escaped(text)
@@ -221,7 +221,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> 
     Args:
         texts: what the tokenizer should write briefly; any other text still works, byte by byte.
         vocab_size: most ids, the 256 bytes and the special tokens included; a small corpus gives fewer.
-        path: `tokenizer.model` to write (a name that ends in `.model`), or a directory for it and the files beside it.
+        path: `tokenizer.model` to write (a name that ends in `.model`), or a directory for it and the files
+            beside it.
 
     Raises:
         ValueError: no text, or a vocabulary too small for the characters of the texts.
@@ -245,8 +246,8 @@ def _load(model: bytes, source: str) -> tuple[ModelSpec, Any]:
         raise TokenizerError(f"{source}: not a SentencePiece model: {error}") from error
     if spec.rewrites_text or not spec.escapes_spaces:
         raise TokenizerError(
-            f"{source}: its normalizer changes text before it is encoded; Yuan 2.0's tokenizer keeps text as it is "
-            "(identity normalization, no white space removed)"
+            f"{source}: its normalizer changes text before it is encoded; Yuan 2.0's tokenizer keeps text "
+            "as it is (identity normalization, no white space removed)"
         )
     if not spec.byte_fallback:
         raise TokenizerError(f"{source}: it has no byte fallback, so some text cannot be written")
@@ -254,7 +255,7 @@ def _load(model: bytes, source: str) -> tuple[ModelSpec, Any]:
 
 
 def _special_ids(processor: Any, added: Mapping[str, int], source: str) -> dict[str, int]:
-    """Ids of all atomic tokens: pieces first, then those listed beside the model, then the rest in Yuan 2.0's order."""
+    """Ids of the atomic tokens: pieces, those listed beside the model, then the rest in Yuan 2.0's order."""
     pieces = len(processor)
     ids = {text: processor.piece_to_id(text) for text in SPECIAL_TOKENS}
     ids = {text: token for text, token in ids.items() if token != processor.unk_id()}
@@ -262,7 +263,8 @@ def _special_ids(processor: Any, added: Mapping[str, int], source: str) -> dict[
         is_piece = token < pieces
         if is_piece and processor.id_to_piece(token) != text:
             raise TokenizerError(
-                f"{source}: added token {text} has id {token}, which is the piece {processor.id_to_piece(token)!r}"
+                f"{source}: added token {text} has id {token}, "
+                f"which is the piece {processor.id_to_piece(token)!r}"
             )
         if is_piece and (processor.is_control(token) or processor.is_unknown(token)):
             continue  # <s>, </s>, <unk>: listed by transformers, never part of a Yuan 2.0 text
@@ -287,7 +289,7 @@ def _either(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _offsets_in_escaped(text: str) -> list[int]:
-    """For each byte of the text with spaces written U+2581, the offset of that byte in the text's own UTF-8."""
+    """For each byte of the text with spaces written U+2581, its offset in the UTF-8 of the text itself."""
     offsets: list[int] = []
     position = 0
     for character in text:

@@ -16,14 +16,15 @@ SPECIAL_FILE: Final = "special_tokens_map.json"
 ADDED_FILE: Final = "added_tokens.json"
 
 _UNBOUNDED: Final = int(1e30)
-"""`transformers`' own value for "no limit"; the length limit of Yuan 2.0 stands in the model's config.json."""
+"""`transformers`' own value for "no limit"; the length limit of Yuan 2.0 stands in the model's
+config.json."""
 
 
 def read_added_tokens(directory: Path) -> dict[str, int]:
     """Tokens with fixed ids that the JSON files beside a model list; empty when there are none.
 
-    Both places that `transformers` has used are read: `added_tokens.json` (text to id) and `added_tokens_decoder` in
-    `tokenizer_config.json` (id to description).
+    Both places that `transformers` has used are read: `added_tokens.json` (text to id) and
+    `added_tokens_decoder` in `tokenizer_config.json` (id to description).
 
     Raises:
         TokenizerError: a file that is not what it should be, or two ids for one token.
@@ -42,7 +43,8 @@ def read_added_tokens(directory: Path) -> dict[str, int]:
 
 
 def write_tokenizer(directory: Path, model: bytes, special_ids: Mapping[str, int]) -> None:
-    """Write a tokenizer directory that `transformers` (slow Llama tokenizer, legacy behaviour) reads the same way."""
+    """Write a tokenizer directory that `transformers` (slow Llama tokenizer, legacy behaviour) reads the
+    same way."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MODEL_FILE).write_bytes(model)
     roles = {"bos_token": "<s>", "eos_token": EOD, "unk_token": "<unk>", "sep_token": SEP, "pad_token": PAD}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import sentencepiece
 
 from yuan2_core.sentencepiece_model import append_pieces
 from yuan2_core.special_tokens import ADDED, PIECES, SPECIAL_TOKENS
 
-_BREAKS: Final = str.maketrans({character: "\n" for character in "<>\t\r\u2581"})
-"""Where a training text is cut. No piece may hold < or > beside another character: then no merge can spell a special
-token, and its text stays text unless the tokenizer itself cuts it out. Tabs and line ends are bytes, as published."""
+_BREAKS: Final = str.maketrans(dict.fromkeys("<>\t\r\u2581", "\n"))
+"""Where a training text is cut. No piece may hold < or > beside another character: then no merge can spell
+a special token, and its text stays text unless the tokenizer itself cuts it out. Tabs and line ends are
+bytes, as published."""
+
+_SPECIAL: Final = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 
 _LONGEST_LINE: Final = 4000
 """Characters; SentencePiece leaves out lines above `max_sentence_length` bytes (4192 as published)."""
@@ -48,7 +52,7 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
     return append_pieces(writer.getvalue(), PIECES)
 
 
-_SETTINGS: Final = {
+_SETTINGS: Final[dict[str, Any]] = {
     "model_type": "bpe",
     "byte_fallback": True,
     "normalization_rule_name": "identity",
@@ -67,7 +71,5 @@ _SETTINGS: Final = {
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        for special in SPECIAL_TOKENS:
-            text = text.replace(special, "\n")
-        for line in text.translate(_BREAKS).split("\n"):
+        for line in _SPECIAL.sub("\n", text).translate(_BREAKS).split("\n"):
             yield from (line[i : i + _LONGEST_LINE] for i in range(0, len(line), _LONGEST_LINE))
