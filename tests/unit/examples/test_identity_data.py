@@ -1,4 +1,4 @@
-"""The data set of examples/identity is what the demo needs: enough, bilingual, and a function of its prompts."""
+"""The data set of examples/identity is what the demo needs: enough, bilingual, a function of its prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_records_are_fastchat_records_with_unique_ids() -> None:
     for record in records:
         assert record.keys() == {"id", "conversations"}
         roles = [message["from"] for message in record["conversations"]]
-        assert roles == ["human", "gpt"] * (len(roles) // 2) and roles
+        assert roles
+        assert roles == ["human", "gpt"] * (len(roles) // 2)
 
 
 def test_no_message_is_empty_padded_or_holds_a_special_token(conversations: list[list[str]]) -> None:
@@ -64,7 +65,7 @@ def test_no_conversation_is_given_twice(conversations: list[list[str]]) -> None:
 def test_the_same_last_question_has_different_answers_after_different_histories(
     conversations: list[list[str]],
 ) -> None:
-    last = {}
+    last: dict[str, set[str]] = {}
     for messages in conversations:
         for i in range(3, len(messages), 2):
             last.setdefault(messages[i - 1], set()).add(messages[i])
