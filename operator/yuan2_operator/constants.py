@@ -1,6 +1,6 @@
 """Names that stand in more than one place: the API group, labels, annotations, mounts, reasons.
 
-Everything here is part of the project's face: a label or a reason that changes breaks somebody's selector or alert.
+Everything here is part of the project's face: a label or reason that changes breaks a selector or an alert.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIELD_MANAGER: Final = "yuan2-operator"
 """Owner of the fields that server-side apply writes, and reporting component of events."""
 
 NAME_LIMIT: Final = 40
-"""Longest name of a resource: `<name>-<attempt>-<index>` and `<name>-controller` must fit a DNS label of 63."""
+"""Longest name of a resource: `<name>-<attempt>-<index>` and `<name>-controller` must fit a DNS label."""
 
 # --- labels and annotations of children ---------------------------------------------------------------------
 
@@ -44,6 +44,8 @@ PART_OF: Final = "yuan2"
 
 ANNOTATION_CONFIG_HASH: Final = "yuan2.dev/config-hash"
 """On a pod template: hash of the job file, so that a changed job rolls the pods."""
+ANNOTATION_RESTARTS: Final = "yuan2.dev/restarts"
+"""On a Job: restarts counted when it was made, should the status be lost."""
 ANNOTATION_MODEL_FINGERPRINT: Final = "yuan2.dev/model-fingerprint"
 """On a pod template: which run made the served model, so that a re-trained model rolls the pods."""
 
@@ -59,8 +61,8 @@ CLAIMS_DIRECTORY: Final = PurePosixPath("/mnt/claims")
 """Each distinct claim is mounted once, at `/mnt/claims/<claimName>`."""
 DATASET_DIRECTORY: Final = PurePosixPath("/mnt/dataset")
 """Where a ConfigMap with conversations is mounted; the file is named after its key."""
-SHARED_MEMORY_DIRECTORY: Final = PurePosixPath("/dev/shm")
-SCRATCH_DIRECTORY: Final = PurePosixPath("/tmp")
+SHARED_MEMORY_DIRECTORY: Final = PurePosixPath("/dev/shm")  # noqa: S108 - a mount in a pod
+SCRATCH_DIRECTORY: Final = PurePosixPath("/tmp")  # noqa: S108 - a mount in a pod
 """The only writable directory of a pod with a read-only root, beside its claims."""
 EXPORT_DIRECTORY: Final = "model"
 """Directory of the exported model below a FineTune's output path."""
@@ -108,8 +110,7 @@ class Reason:
     CLAIM_NOT_FOUND: Final = "ClaimNotFound"
     CONFIG_MAP_NOT_FOUND: Final = "ConfigMapNotFound"
     CONFIG_MAP_KEY_NOT_FOUND: Final = "ConfigMapKeyNotFound"
-    SECRET_NOT_FOUND: Final = "SecretNotFound"
-    SECRET_EMPTY: Final = "SecretEmpty"
+    SECRET_NOT_FOUND: Final = "SecretNotFound"  # noqa: S105 - a reason
     FINETUNE_NOT_FOUND: Final = "FineTuneNotFound"
     FINETUNE_NOT_COMPLETE: Final = "FineTuneNotComplete"
     FINETUNE_FAILED: Final = "FineTuneFailed"

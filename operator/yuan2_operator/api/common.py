@@ -14,7 +14,8 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 NAME_RULES = (
     (
         f"self.metadata.name.size() <= {NAME_LIMIT}",
-        f"metadata.name may have at most {NAME_LIMIT} characters: names of pods and Services are built from it",
+        f"metadata.name may have at most {NAME_LIMIT} characters: "
+        "names of pods and Services are built from it",
     ),
     (
         "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",

@@ -3,8 +3,9 @@
     python -m yuan2_operator.api.crd crds            # writes
     python -m yuan2_operator.api.crd --check crds    # exits 1 if the files are not what would be written
 
-Kubernetes wants a *structural* schema: no references, no null types, one type a node, `exclusiveMinimum` as a flag. The
-rest is as pydantic says it; CEL rules and list types stand beside the fields, put there by `schema.rules` and `list_map`.
+Kubernetes wants a *structural* schema: no references, no null types, one type a node, `exclusiveMinimum` as
+a flag. The rest is as pydantic says it; CEL rules and list types stand beside the fields, put there by
+`schema.rules` and `list_map`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from yuan2_operator.api import finetune, service
+from yuan2_operator.api import finetune, finetune_rules, service
 from yuan2_operator.constants import (
     CATEGORY,
     GROUP,
     KIND_FINETUNE,
     KIND_SERVICE,
-    PART_OF,
     LABEL_PART_OF,
+    PART_OF,
     PLURAL_FINETUNE,
     PLURAL_SERVICE,
     SHORT_FINETUNE,
@@ -82,7 +83,7 @@ KINDS = (
         spec=finetune.FineTuneSpec,
         status=finetune.FineTuneStatus,
         description="Trains a Yuan 2.0 model on conversations and leaves a model directory in a claim.",
-        root_rules=finetune.ROOT_RULES,
+        root_rules=finetune_rules.ROOT_RULES,
         printer_columns=finetune.PRINTER_COLUMNS,
     ),
     Kind(
@@ -137,7 +138,7 @@ def _convert(node: Schema, defs: Mapping[str, Schema]) -> Schema:
 
 
 def _property(node: Schema, defs: Mapping[str, Schema], *, optional: bool) -> Schema:
-    """A member of an object. A section that may be left out counts as empty, so that its defaults are filled in."""
+    """A member of an object; a section that may be left out counts as empty, so that defaults fill it."""
     result = _convert(node, defs)
     _, nullable = _resolve(node, defs)
     if optional and not nullable and "properties" in result and "default" not in result:
@@ -216,7 +217,7 @@ def definition(kind: Kind) -> Schema:
 class _Dumper(yaml.SafeDumper):
     """Plain YAML: no anchors for what occurs twice, since other tools diff these files."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, _data: Any) -> bool:
         return True
 
 

@@ -5,9 +5,25 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from yuan2_core.contract import Checkpoint, DatasetFormat, DeepSpeed, Fraction, Method, ModelSize, PositiveInt, Training
 
-from yuan2_operator.api.common import NAME_RULES, ClaimLocation, ClaimPath, Condition, ModelReference
+from yuan2_core.contract import (
+    Checkpoint,
+    DatasetFormat,
+    DeepSpeed,
+    Fraction,
+    Method,
+    ModelSize,
+    PositiveInt,
+    Training,
+)
+from yuan2_operator.api.common import ClaimLocation, ClaimPath, Condition, ModelReference
+from yuan2_operator.api.finetune_rules import (
+    NO_RESERVED_ENV,
+    ONE_DATASET_SOURCE,
+    ONE_DEVICE,
+    ONE_LENGTH,
+    ONE_METHOD,
+)
 from yuan2_operator.api.pods import (
     Affinity,
     Environment,
@@ -19,8 +35,7 @@ from yuan2_operator.api.pods import (
     Resources,
     Tolerations,
 )
-from yuan2_operator.api.schema import DnsName, Quantity, Spec, Status, Timestamp, list_map, rules
-from yuan2_operator.constants import TRAINER_RESERVED_ENV
+from yuan2_operator.api.schema import DnsName, Quantity, Spec, Status, Timestamp, list_map
 
 FineTunePhase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
 AttemptOutcome = Literal[
@@ -29,80 +44,6 @@ AttemptOutcome = Literal[
 
 ATTEMPTS_KEPT = 10
 """Attempts that `status.attempts` remembers; the oldest goes first."""
-
-ONE_METHOD = rules(("has(self.full)", "method: name exactly one method, for example `full: {}`"))
-ONE_LENGTH = rules(
-    (
-        "!(has(self.epochs) && has(self.maxSteps))",
-        "training.epochs and training.maxSteps exclude each other: remove one",
-    )
-)
-ONE_DATASET_SOURCE = rules(
-    (
-        "has(self.persistentVolumeClaim) != has(self.configMap)",
-        "dataset.source: name exactly one of persistentVolumeClaim and configMap",
-    )
-)
-ONE_DEVICE = rules(
-    (
-        "!(has(self.gpusPerWorker) && has(self.processesPerWorker))",
-        "workers.gpusPerWorker and workers.processesPerWorker exclude each other: "
-        "a process a GPU, or processes on CPU; remove one",
-    ),
-    (
-        "has(self.gpusPerWorker) || has(self.processesPerWorker)",
-        "workers: give gpusPerWorker, or processesPerWorker to train on CPU",
-    ),
-)
-NO_RESERVED_ENV = rules(
-    (
-        f"self.all(variable, !(variable.name in {list(TRAINER_RESERVED_ENV)}))",
-        "workers.env: MASTER_*, WORLD_SIZE, RANK, PYTHONUNBUFFERED and PET_* are set by the operator; remove them",
-    )
-)
-OUTPUT_APART = rules(
-    (
-        "self.output.persistentVolumeClaim.claimName != self.model.source.persistentVolumeClaim.claimName"
-        " || (self.output.persistentVolumeClaim.path != '.'"
-        " && self.output.persistentVolumeClaim.path != self.model.source.persistentVolumeClaim.path"
-        " && !self.model.source.persistentVolumeClaim.path.startsWith(self.output.persistentVolumeClaim.path + '/'))",
-        "output: the path holds the model it is trained from; choose another path or claim, or training would overwrite it",
-    )
-)
-
-_NO_RUN = "(!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1)"
-_PAUSED = "self.spec.runPolicy.suspend"
-_FIXED = ("model", "dataset", "method", "training", "deepspeed", "output")
-_FIXED_SIZE = " && ".join(
-    f"(has(self.spec.workers.{field}) ? has(oldSelf.spec.workers.{field})"
-    f" && self.spec.workers.{field} == oldSelf.spec.workers.{field} : !has(oldSelf.spec.workers.{field}))"
-    for field in ("replicas", "gpusPerWorker", "processesPerWorker")
-)
-RUN_IS_FIXED = tuple(
-    (
-        f"{_NO_RUN} || self.spec.{section} == oldSelf.spec.{section}",
-        f"spec.{section} cannot change once training has begun: its checkpoints depend on it; "
-        "create another Yuan2FineTune, or delete this one first",
-    )
-    for section in _FIXED
-) + (
-    (
-        f"{_NO_RUN} || ({_FIXED_SIZE})",
-        "spec.workers: replicas, gpusPerWorker and processesPerWorker cannot change once training has begun: "
-        "ZeRO checkpoints are split by rank; create another Yuan2FineTune, or delete this one first",
-    ),
-    (
-        f"{_NO_RUN} || {_PAUSED} || self.spec.workers == oldSelf.spec.workers",
-        "spec.workers can change only while spec.runPolicy.suspend is true: pods that run cannot be changed",
-    ),
-    (
-        f"{_NO_RUN} || {_PAUSED} || self.spec.checkpoint == oldSelf.spec.checkpoint",
-        "spec.checkpoint can change only while spec.runPolicy.suspend is true: pods that run cannot be changed",
-    ),
-)
-"""Transition rules. Before the first attempt everything may still be corrected; runPolicy may change at any time."""
-
-ROOT_RULES = rules(*NAME_RULES, *RUN_IS_FIXED)
 
 
 class FineTuneModel(Spec):
@@ -238,7 +179,9 @@ class FineTuneStatus(Status):
     """metadata.generation of the spec that this status is about."""
     phase: FineTunePhase | None = None
     """The conditions in one word."""
-    conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(default_factory=list)
+    conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(
+        default_factory=list
+    )
     """Accepted, Running, Suspended, Complete, Failed."""
     method: str | None = None
     """The method of the spec in one word."""

@@ -114,7 +114,9 @@ class LabelSelector(Spec):
 
     match_labels: dict[str, LabelValue] = Field(default_factory=dict)
     """Labels and their values."""
-    match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=64)] = Field(default_factory=list)
+    match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=64)] = Field(
+        default_factory=list
+    )
     """Comparisons with labels."""
 
 
@@ -143,9 +145,9 @@ class WeightedPodAffinityTerm(Spec):
 class PodAffinity(Spec):
     """Pods that must or should be near (or, as anti-affinity, far)."""
 
-    required_during_scheduling_ignored_during_execution: Annotated[list[PodAffinityTerm], Field(max_length=64)] = Field(
-        default_factory=list
-    )
+    required_during_scheduling_ignored_during_execution: Annotated[
+        list[PodAffinityTerm], Field(max_length=64)
+    ] = Field(default_factory=list)
     """What must hold."""
     preferred_during_scheduling_ignored_during_execution: Annotated[
         list[WeightedPodAffinityTerm], Field(max_length=64)
@@ -195,7 +197,7 @@ class EnvVarSource(Spec):
 
 ONE_ENV_SOURCE = rules(
     (
-        "[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef)].filter(given, given).size() == 1",
+        "[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef)].exists_one(given, given)",
         "valueFrom: name exactly one of secretKeyRef, configMapKeyRef and fieldRef",
     )
 )

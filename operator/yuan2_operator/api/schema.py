@@ -5,11 +5,20 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
+
 from yuan2_core.contract import Contract
 
-QUANTITY_PATTERN = r"^[0-9]*\.?[0-9]+\.?([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+QUANTITY_PATTERN = r"^\+?[0-9]*\.?[0-9]+\.?([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 """A resource quantity that is not negative (k8s.io/apimachinery, resource.Quantity)."""
 
 QUANTITY_RULE = (
@@ -26,7 +35,7 @@ PATH_MESSAGE = (
 
 
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
-    """CEL rules as `json_schema_extra`: pairs of an expression and the sentence a user reads when it is false."""
+    """CEL rules as `json_schema_extra`: pairs of an expression and what a user reads if it is false."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from yuan2_core.contract import PORT_API, PORT_WEB, PositiveInt, ServePrecision
 
+from yuan2_core.contract import PORT_API, PORT_WEB, PositiveInt, ServePrecision
 from yuan2_operator.api.common import NAME_RULES, ClaimLocation, Condition, ModelReference
 from yuan2_operator.api.pods import (
     Affinity,
@@ -38,7 +38,9 @@ ROOT_RULES = rules(*NAME_RULES)
 class ServiceModel(Spec):
     """The model to serve."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")]
+    name: Annotated[
+        str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")
+    ]
     """What clients put into `model`."""
     fine_tune_ref: LocalObjectReference | None = None
     """A Yuan2FineTune of the same namespace; its model is served once it is complete."""
@@ -139,7 +141,9 @@ class ServiceStatus(Status):
     """metadata.generation of the spec that this status is about."""
     phase: ServicePhase | None = None
     """The conditions in one word."""
-    conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(default_factory=list)
+    conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(
+        default_factory=list
+    )
     """Accepted, Ready, Progressing, Degraded."""
     url: str | None = None
     """Base URL for OpenAI clients inside the cluster."""
@@ -163,14 +167,14 @@ SCALE: dict[str, Any] = {
 
 PRINTER_COLUMNS: list[dict[str, Any]] = [
     {"name": "Model", "type": "string", "jsonPath": ".spec.model.name"},
-    {"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"},
+    {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
     {"name": "URL", "type": "string", "jsonPath": ".status.url"},
     {"name": "Workers", "type": "string", "jsonPath": ".status.workers"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {
         "name": "Message",
         "type": "string",
-        "jsonPath": ".status.conditions[?(@.type==\"Ready\")].message",
+        "jsonPath": '.status.conditions[?(@.type=="Ready")].message',
         "priority": 1,
     },
 ]

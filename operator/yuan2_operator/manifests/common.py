@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
-from yuan2_core.contract import JOB_FILE
 
-from yuan2_operator.api.pods import LocalObjectReference, ResourceRequirements
+from yuan2_core.contract import JOB_FILE
+from yuan2_operator.api.pods import Affinity, LocalObjectReference, ResourceRequirements, Toleration
 from yuan2_operator.constants import (
     CLAIMS_DIRECTORY,
     FIELD_MANAGER,
     GPU_RESOURCE,
-    KIND_FINETUNE,
-    LABEL_COMPONENT,
-    LABEL_FINETUNE,
     LABEL_INSTANCE,
     LABEL_MANAGED_BY,
     LABEL_NAME,
     LABEL_PART_OF,
-    LABEL_SERVICE,
     PART_OF,
     RUN_AS_GROUP,
     RUN_AS_USER,
     SCRATCH_DIRECTORY,
 )
-from yuan2_operator.plan.owner import Owner
+from yuan2_operator.plan.owner import Owner, selector_labels
 
 Manifest = dict[str, Any]
 
 JOB_VOLUME = "job"
 SCRATCH_VOLUME = "scratch"
-
-
-def selector_labels(owner: Owner, component: str) -> dict[str, str]:
-    """The labels that tell the pods of one component of one resource from all others; they never change."""
-    kind_label = LABEL_FINETUNE if owner.kind == KIND_FINETUNE else LABEL_SERVICE
-    return {kind_label: owner.name, LABEL_COMPONENT: component}
 
 
 def child_labels(owner: Owner, component: str) -> dict[str, str]:
@@ -50,11 +39,6 @@ def child_labels(owner: Owner, component: str) -> dict[str, str]:
         LABEL_MANAGED_BY: FIELD_MANAGER,
         **selector_labels(owner, component),
     }
-
-
-def label_selector(labels: Mapping[str, str]) -> str:
-    """Labels as the string that lists and the scale subresource take."""
-    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def owner_reference(owner: Owner) -> Manifest:
@@ -89,7 +73,9 @@ def metadata(
     return result
 
 
-def config_map(owner: Owner, name: str, component: str, job: str, labels: Mapping[str, str] | None = None) -> Manifest:
+def config_map(
+    owner: Owner, name: str, component: str, job: str, labels: Mapping[str, str] | None = None
+) -> Manifest:
     """The ConfigMap with a pod's one file, `job.json`."""
     return {
         "apiVersion": "v1",
@@ -102,6 +88,33 @@ def config_map(owner: Owner, name: str, component: str, job: str, labels: Mappin
 def passthrough(value: BaseModel) -> Manifest:
     """A part of core/v1 that a user wrote, as Kubernetes wants it: only what was given."""
     return value.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
+
+class Placed(Protocol):
+    """The fields by which a user says where pods may run."""
+
+    @property
+    def node_selector(self) -> dict[str, str]: ...
+    @property
+    def tolerations(self) -> list[Toleration]: ...
+    @property
+    def affinity(self) -> Affinity | None: ...
+    @property
+    def priority_class_name(self) -> str | None: ...
+
+
+def placement(wanted: Placed) -> Manifest:
+    """The fields of a pod spec that say where it may run: only those the user gave."""
+    fields: Manifest = {}
+    if wanted.node_selector:
+        fields["nodeSelector"] = dict(wanted.node_selector)
+    if wanted.tolerations:
+        fields["tolerations"] = [passthrough(toleration) for toleration in wanted.tolerations]
+    if wanted.affinity is not None:
+        fields["affinity"] = passthrough(wanted.affinity)
+    if wanted.priority_class_name is not None:
+        fields["priorityClassName"] = wanted.priority_class_name
+    return fields
 
 
 def pod_security_context() -> Manifest:
@@ -126,7 +139,7 @@ def container_security_context() -> Manifest:
 
 
 def resources(requirements: ResourceRequirements, gpus: int = 0) -> Manifest:
-    """Resources of a container; GPUs stand in the limits, which is where Kubernetes wants extended resources."""
+    """Resources of a container; GPUs stand in the limits, where extended resources belong."""
     result = passthrough(requirements)
     if gpus:
         result["limits"] = {**result.get("limits", {}), GPU_RESOURCE: str(gpus)}
@@ -187,8 +200,3 @@ def scratch_volume(limit: str | None = None) -> Manifest:
 def scratch_mount() -> Manifest:
     """The mount of /tmp."""
     return {"name": SCRATCH_VOLUME, "mountPath": str(SCRATCH_DIRECTORY)}
-
-
-def digest(*parts: str) -> str:
-    """A short stable hash for annotations."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,12 +1,19 @@
-"""Who a child belongs to."""
+"""Who a child belongs to, and how it is told from others."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yuan2_operator.constants import API_VERSION
+from yuan2_operator.constants import (
+    API_VERSION,
+    KIND_FINETUNE,
+    LABEL_COMPONENT,
+    LABEL_FINETUNE,
+    LABEL_SERVICE,
+)
 
 
 @dataclass(frozen=True)
@@ -31,3 +38,19 @@ class Owner:
             uid=metadata["uid"],
             generation=metadata["generation"],
         )
+
+
+def selector_labels(owner: Owner, component: str) -> dict[str, str]:
+    """The labels that tell the pods of one component of one resource from all others; they never change."""
+    kind_label = LABEL_FINETUNE if owner.kind == KIND_FINETUNE else LABEL_SERVICE
+    return {kind_label: owner.name, LABEL_COMPONENT: component}
+
+
+def label_selector(labels: Mapping[str, str]) -> str:
+    """Labels as the string that lists and the scale subresource take."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def digest(*parts: str) -> str:
+    """A short stable hash for annotations."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

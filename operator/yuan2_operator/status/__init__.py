@@ -1,1 +1,1 @@
-"""An observation becomes status, conditions and events; no input or output here, and the time is passed in."""
+"""An observation becomes status, conditions and events; no input or output here, the time is passed in."""

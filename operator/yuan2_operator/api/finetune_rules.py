@@ -1,0 +1,91 @@
+"""CEL rules of a Yuan2FineTune: what the schema alone cannot say, each with the sentence a user reads."""
+
+from __future__ import annotations
+
+from yuan2_operator.api.common import NAME_RULES
+from yuan2_operator.api.schema import rules
+from yuan2_operator.constants import TRAINER_RESERVED_ENV
+
+ONE_METHOD = rules(("has(self.full)", "method: name exactly one method, for example `full: {}`"))
+ONE_LENGTH = rules(
+    (
+        "!(has(self.epochs) && has(self.maxSteps))",
+        "training.epochs and training.maxSteps exclude each other: remove one",
+    )
+)
+ONE_DATASET_SOURCE = rules(
+    (
+        "has(self.persistentVolumeClaim) != has(self.configMap)",
+        "dataset.source: name exactly one of persistentVolumeClaim and configMap",
+    )
+)
+ONE_DEVICE = rules(
+    (
+        "!(has(self.gpusPerWorker) && has(self.processesPerWorker))",
+        "workers.gpusPerWorker and workers.processesPerWorker exclude each other: "
+        "a process a GPU, or processes on CPU; remove one",
+    ),
+    (
+        "has(self.gpusPerWorker) || has(self.processesPerWorker)",
+        "workers: give gpusPerWorker, or processesPerWorker to train on CPU",
+    ),
+)
+NO_RESERVED_ENV = rules(
+    (
+        f"self.all(variable, !(variable.name in {list(TRAINER_RESERVED_ENV)}))",
+        "workers.env: MASTER_*, WORLD_SIZE, RANK, PYTHONUNBUFFERED and PET_* are set by the operator; "
+        "remove them",
+    )
+)
+
+_CLAIM = "persistentVolumeClaim"
+_MODEL = f"self.model.source.{_CLAIM}"
+_OUTPUT = f"self.output.{_CLAIM}"
+OUTPUT_APART = rules(
+    (
+        f"{_OUTPUT}.claimName != {_MODEL}.claimName || ({_OUTPUT}.path != '.'"
+        f" && {_OUTPUT}.path != {_MODEL}.path && !{_MODEL}.path.startsWith({_OUTPUT}.path + '/'))",
+        "output: the path holds the model that training starts from and would overwrite it; "
+        "choose another path or claim",
+    )
+)
+
+_NO_RUN = "(!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1)"
+_PAUSED = "self.spec.runPolicy.suspend"
+_WAY_OUT = "create another Yuan2FineTune, or delete this one first"
+_FIXED_SECTIONS = ("model", "dataset", "method", "training", "deepspeed", "output")
+_FIXED_SIZES = ("replicas", "gpusPerWorker", "processesPerWorker")
+
+
+def _same(field: str) -> str:
+    """Whether an optional field is what it was, absent or present."""
+    new, old = f"self.spec.workers.{field}", f"oldSelf.spec.workers.{field}"
+    return f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
+
+
+def _fixed_section(section: str) -> tuple[str, str]:
+    return (
+        f"{_NO_RUN} || self.spec.{section} == oldSelf.spec.{section}",
+        f"spec.{section} cannot change once training has begun: its checkpoints depend on it; {_WAY_OUT}",
+    )
+
+
+def _fixed_while_running(section: str) -> tuple[str, str]:
+    return (
+        f"{_NO_RUN} || {_PAUSED} || self.spec.{section} == oldSelf.spec.{section}",
+        f"spec.{section} can change only while spec.runPolicy.suspend is true: set it first",
+    )
+
+
+ROOT_RULES = rules(
+    *NAME_RULES,
+    *(_fixed_section(section) for section in _FIXED_SECTIONS),
+    (
+        f"{_NO_RUN} || ({' && '.join(_same(field) for field in _FIXED_SIZES)})",
+        "spec.workers: replicas, gpusPerWorker and processesPerWorker cannot change once training has begun: "
+        f"ZeRO checkpoints are split by rank; {_WAY_OUT}",
+    ),
+    _fixed_while_running("workers"),
+    _fixed_while_running("checkpoint"),
+)
+"""Names, and transitions: before the first attempt everything may be corrected, runPolicy at any time."""

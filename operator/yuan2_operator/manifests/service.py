@@ -1,0 +1,253 @@
+"""A plan of a service as Kubernetes objects: one ConfigMap, and a Deployment and a Service a component."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from yuan2_core.contract import KEYS_DIRECTORY, PORT_CONTROLLER, PORT_WORKER
+from yuan2_operator.constants import (
+    COMPONENT_API,
+    COMPONENT_CONTROLLER,
+    COMPONENT_WEB,
+    COMPONENT_WORKER,
+    PART_OF,
+    SCRATCH_DIRECTORY,
+)
+from yuan2_operator.manifests import service_pods as pods
+from yuan2_operator.manifests.common import (
+    Manifest,
+    child_labels,
+    claim_mounts,
+    claim_volumes,
+    config_map,
+    job_mount,
+    job_volume,
+    metadata,
+    placement,
+)
+from yuan2_operator.plan.owner import Owner, selector_labels
+from yuan2_operator.plan.service import ServicePlan, component_name, components, config_name, revision
+
+KEYS_VOLUME = "keys"
+HEARTBEAT_SECONDS = 5
+HEARTBEAT_EXPIRATION_SECONDS = 15
+"""FastChat's 45 s and 90 s keep a dead worker in the list for up to 180 s."""
+WORKER_START_SECONDS = 1800
+"""A large model is read from a network file system for minutes."""
+WORKER_GRACE_SECONDS = 120
+"""A worker that drains may finish an answer."""
+API_GRACE_SECONDS = 60
+
+ROLL_WITH_SURGE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+ROLL_IN_PLACE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+"""For pods with GPUs: a cluster whose GPUs are all in use has none for a pod more."""
+RECREATE: Manifest = {"type": "Recreate"}
+"""For the controller: two of them would each know some of the workers."""
+
+
+@dataclass(frozen=True)
+class ObjectKey:
+    """A child by its kind and name, in the namespace of its owner."""
+
+    api_version: str
+    kind: str
+    name: str
+
+
+def service_manifests(plan: ServicePlan) -> list[Manifest]:
+    """Every child of the service, in the order in which they are applied."""
+    job = plan.job.to_json()
+    config = config_map(plan.owner, config_name(plan.owner.name), COMPONENT_WORKER, job)
+    parts = [_BUILDERS[component](plan) for component in components(plan.spec)]
+    ports = {
+        COMPONENT_CONTROLLER: PORT_CONTROLLER,
+        COMPONENT_API: plan.spec.api.port,
+        COMPONENT_WEB: plan.spec.web.port,
+    }
+    services = [
+        network_service(plan.owner, component, ports[component])
+        for component in components(plan.spec)
+        if component in ports
+    ]
+    return [config, *services, *parts]
+
+
+def obsolete(plan: ServicePlan, deployments: Collection[str]) -> list[ObjectKey]:
+    """Children to delete, given the names of existing Deployments: those of the web page once it is disabled.
+
+    The Deployment goes last: it is what a later pass recognises the rest by.
+    """
+    name = component_name(plan.owner.name, COMPONENT_WEB)
+    if plan.spec.web.enabled or name not in deployments:
+        return []
+    return [ObjectKey("v1", "Service", name), ObjectKey("apps/v1", "Deployment", name)]
+
+
+def network_service(owner: Owner, component: str, port: int) -> Manifest:
+    """The Service in front of a component's pods."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, component_name(owner.name, component), component),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": selector_labels(owner, component),
+            "ports": [
+                {"name": pods.PORT_NAME, "port": port, "targetPort": pods.PORT_NAME, "protocol": "TCP"}
+            ],
+        },
+    }
+
+
+def controller(plan: ServicePlan) -> Manifest:
+    """FastChat's controller, unmodified."""
+    command = [
+        "python",
+        "-m",
+        "fastchat.serve.controller",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(PORT_CONTROLLER),
+    ]
+    container = pods.container(
+        COMPONENT_CONTROLLER,
+        plan.spec,
+        plan.image,
+        command=[*command, "--dispatch-method", plan.spec.controller.dispatch],
+        port=PORT_CONTROLLER,
+        resources=plan.spec.controller.resources,
+        # An empty LOGDIR turns FastChat's log file off; it logs to its output anyway.
+        env={"FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": str(HEARTBEAT_EXPIRATION_SECONDS), "LOGDIR": ""},
+        probes=pods.probes("/test_connection", "/test_connection"),
+    )
+    return _deployment(
+        plan, COMPONENT_CONTROLLER, pods.pod_spec(plan.spec, container), replicas=1, strategy=RECREATE
+    )
+
+
+def worker(plan: ServicePlan) -> Manifest:
+    """The model worker: the only component that mounts the model and may have GPUs."""
+    wanted = plan.spec.worker
+    claims = [plan.model.claim_name]
+    container = pods.container(
+        COMPONENT_WORKER,
+        plan.spec,
+        plan.image,
+        command=["python", "-m", "yuan2_server", "worker"],
+        port=PORT_WORKER,
+        resources=wanted.resources,
+        gpus=wanted.gpus_per_worker,
+        env={"FASTCHAT_WORKER_HEART_BEAT_INTERVAL": str(HEARTBEAT_SECONDS)},
+        pod_ip=True,
+        probes=pods.probes("/readyz", "/healthz", start_seconds=WORKER_START_SECONDS),
+        mounts=[job_mount(), *claim_mounts(claims)],
+    )
+    spec = pods.pod_spec(
+        plan.spec,
+        container,
+        volumes=[job_volume(config_name(plan.owner.name)), *claim_volumes(claims)],
+        grace_seconds=WORKER_GRACE_SECONDS,
+    )
+    strategy = ROLL_IN_PLACE if wanted.gpus_per_worker else ROLL_WITH_SURGE
+    pod = {**spec, **placement(wanted)}
+    deadline = WORKER_START_SECONDS + 300
+    return _deployment(
+        plan, COMPONENT_WORKER, pod, replicas=wanted.replicas, strategy=strategy, deadline_seconds=deadline
+    )
+
+
+def api(plan: ServicePlan) -> Manifest:
+    """The OpenAI-compatible server; with a Secret of keys, each key is a file."""
+    wanted = plan.spec.api
+    mounts, volumes = [job_mount()], [job_volume(config_name(plan.owner.name))]
+    if wanted.keys_secret is not None:
+        mounts.append({"name": KEYS_VOLUME, "mountPath": str(KEYS_DIRECTORY), "readOnly": True})
+        # The group of the process reads the keys; nobody else does.
+        volumes.append(
+            {"name": KEYS_VOLUME, "secret": {"secretName": wanted.keys_secret.name, "defaultMode": 0o440}}
+        )
+    container = pods.container(
+        COMPONENT_API,
+        plan.spec,
+        plan.image,
+        command=["python", "-m", "yuan2_server", "api"],
+        port=wanted.port,
+        resources=wanted.resources,
+        probes=pods.probes("/readyz", "/healthz"),
+        mounts=mounts,
+    )
+    spec = pods.pod_spec(plan.spec, container, volumes=volumes, grace_seconds=API_GRACE_SECONDS)
+    return _deployment(plan, COMPONENT_API, spec, replicas=wanted.replicas, strategy=ROLL_WITH_SURGE)
+
+
+def web(plan: ServicePlan) -> Manifest:
+    """FastChat's web page, unmodified."""
+    wanted = plan.spec.web
+    command = [
+        "python",
+        "-m",
+        "fastchat.serve.gradio_web_server",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(wanted.port),
+    ]
+    container = pods.container(
+        COMPONENT_WEB,
+        plan.spec,
+        plan.image,
+        command=[*command, "--controller-url", plan.job.api.controller_url, "--model-list-mode", "reload"],
+        port=wanted.port,
+        resources=wanted.resources,
+        # The page keeps a log of its conversations; it has no other place to write.
+        env={"LOGDIR": str(SCRATCH_DIRECTORY), "GRADIO_ANALYTICS_ENABLED": "False"},
+        probes=pods.probes("/", "/"),
+    )
+    return _deployment(
+        plan, COMPONENT_WEB, pods.pod_spec(plan.spec, container), replicas=1, strategy=RECREATE
+    )
+
+
+_BUILDERS = {
+    COMPONENT_CONTROLLER: controller,
+    COMPONENT_WORKER: worker,
+    COMPONENT_API: api,
+    COMPONENT_WEB: web,
+}
+
+
+def _deployment(
+    plan: ServicePlan,
+    component: str,
+    pod: Manifest,
+    *,
+    replicas: int,
+    strategy: Manifest,
+    deadline_seconds: int = 600,
+) -> Manifest:
+    owner = plan.owner
+    container = f"{PART_OF}-{component}"
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(owner, component_name(owner.name, component), component),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": deadline_seconds,
+            "strategy": strategy,
+            "selector": {"matchLabels": selector_labels(owner, component)},
+            "template": {
+                "metadata": {
+                    "labels": child_labels(owner, component),
+                    "annotations": {
+                        "kubectl.kubernetes.io/default-container": container,
+                        **revision(plan, component),
+                    },
+                },
+                "spec": pod,
+            },
+        },
+    }

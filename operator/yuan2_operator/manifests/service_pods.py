@@ -1,0 +1,96 @@
+"""The pods of a service: what all components have in common, and what differs as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from yuan2_operator.api.pods import ResourceRequirements
+from yuan2_operator.api.service import ServiceSpec
+from yuan2_operator.constants import PART_OF, SCRATCH_DIRECTORY
+from yuan2_operator.manifests.common import (
+    Manifest,
+    container_security_context,
+    image_fields,
+    pod_security_context,
+    pull_secrets,
+    scratch_mount,
+    scratch_volume,
+)
+from yuan2_operator.manifests.common import (
+    resources as resource_fields,
+)
+
+PORT_NAME = "http"
+PROBE_PERIOD_SECONDS = 5
+PROBE_TIMEOUT_SECONDS = 5
+LIVENESS_FAILURES = 12
+"""A minute without an answer: a busy process answers late, a dead one never."""
+START_SECONDS = 300
+
+
+def probes(ready: str, live: str, *, start_seconds: int = START_SECONDS) -> Manifest:
+    """Start-up, readiness and liveness by HTTP; liveness counts only once the start-up probe has passed."""
+    return {
+        "startupProbe": {**_get(live), "periodSeconds": 2, "failureThreshold": start_seconds // 2},
+        "readinessProbe": {**_get(ready), "periodSeconds": PROBE_PERIOD_SECONDS, "failureThreshold": 2},
+        "livenessProbe": {
+            **_get(live),
+            "periodSeconds": PROBE_PERIOD_SECONDS,
+            "failureThreshold": LIVENESS_FAILURES,
+        },
+    }
+
+
+def _get(path: str) -> Manifest:
+    return {"httpGet": {"path": path, "port": PORT_NAME}, "timeoutSeconds": PROBE_TIMEOUT_SECONDS}
+
+
+def container(
+    component: str,
+    spec: ServiceSpec,
+    image: str,
+    *,
+    command: Sequence[str],
+    port: int,
+    resources: ResourceRequirements,
+    probes: Manifest,
+    gpus: int = 0,
+    env: Mapping[str, str] | None = None,
+    pod_ip: bool = False,
+    mounts: Sequence[Manifest] = (),
+) -> Manifest:
+    """The one container of a component's pod."""
+    variables: list[Manifest] = [{"name": "HOME", "value": str(SCRATCH_DIRECTORY)}]
+    variables += [{"name": name, "value": value} for name, value in (env or {}).items()]
+    if pod_ip:
+        variables.append({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+    return {
+        "name": f"{PART_OF}-{component}",
+        **image_fields(image, spec.image_pull_policy),
+        "command": list(command),
+        "env": variables,
+        "ports": [{"name": PORT_NAME, "containerPort": port, "protocol": "TCP"}],
+        "resources": resource_fields(resources, gpus),
+        **probes,
+        "securityContext": container_security_context(),
+        # A crash that leaves no message shows the end of its log instead.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [scratch_mount(), *mounts],
+    }
+
+
+def pod_spec(
+    spec: ServiceSpec, container: Manifest, *, volumes: Sequence[Manifest] = (), grace_seconds: int = 30
+) -> Manifest:
+    """A pod without Kubernetes credentials and without a writable root."""
+    result: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security_context(),
+        "terminationGracePeriodSeconds": grace_seconds,
+        "containers": [container],
+        "volumes": [scratch_volume(), *volumes],
+    }
+    if spec.image_pull_secrets:
+        result["imagePullSecrets"] = pull_secrets(spec.image_pull_secrets)
+    return result

@@ -1,0 +1,237 @@
+"""A Yuan2Service and what it refers to become a frozen plan, or a reason why there is none.
+
+Pure. A plan says what each pod is told (`ServeJob`) and which model it serves; `manifests.service` knows how
+that looks in Kubernetes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from yuan2_core.contract import PORT_CONTROLLER, PORT_WORKER, ApiJob, ServeJob, WorkerJob
+from yuan2_operator.api.finetune import FineTuneStatus
+from yuan2_operator.api.service import ServedModel, ServiceSpec, ServiceStatus
+from yuan2_operator.constants import (
+    ANNOTATION_CONFIG_HASH,
+    ANNOTATION_MODEL_FINGERPRINT,
+    CLAIMS_DIRECTORY,
+    COMPONENT_API,
+    COMPONENT_CONTROLLER,
+    COMPONENT_WEB,
+    COMPONENT_WORKER,
+    CONDITION_FAILED,
+    Reason,
+)
+from yuan2_operator.plan.owner import Owner, digest, label_selector, selector_labels
+
+ReferenceKind = Literal["PersistentVolumeClaim", "Secret"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An object of the same namespace that must exist before pods can start."""
+
+    kind: ReferenceKind
+    name: str
+    field: str
+    """The field of the spec that names it."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why there is no plan: the content of `Accepted=False`."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """What the pods of a service are, fully decided."""
+
+    owner: Owner
+    spec: ServiceSpec
+    image: str
+    model: ServedModel
+    job: ServeJob
+    note: str
+    """What there is to know about the model, for `Accepted`'s sentence."""
+
+
+def component_name(service: str, component: str) -> str:
+    """Name of the Deployment and the Service of a component."""
+    return f"{service}-{component}"
+
+
+def config_name(service: str) -> str:
+    """Name of the ConfigMap with job.json."""
+    return f"{service}-serve"
+
+
+def components(spec: ServiceSpec) -> tuple[str, ...]:
+    """The components of a service, in the order in which they are made."""
+    always = (COMPONENT_CONTROLLER, COMPONENT_WORKER, COMPONENT_API)
+    return (*always, COMPONENT_WEB) if spec.web.enabled else always
+
+
+def controller_url(owner: Owner) -> str:
+    """Where the pods of a service find FastChat's controller."""
+    return (
+        f"http://{component_name(owner.name, COMPONENT_CONTROLLER)}.{owner.namespace}.svc:{PORT_CONTROLLER}"
+    )
+
+
+def public_url(owner: Owner, spec: ServiceSpec) -> str:
+    """What a client inside the cluster takes as OpenAI's base URL."""
+    return f"http://{component_name(owner.name, COMPONENT_API)}.{owner.namespace}.svc:{spec.api.port}/v1"
+
+
+def served_model(
+    spec: ServiceSpec, prior: ServiceStatus, finetune: FineTuneStatus | None
+) -> ServedModel | None:
+    """The model to serve, or None while the FineTune has none yet.
+
+    A FineTune that is deleted or runs again does not take its earlier model away: that one is served on, and
+    replaced when the new run is complete.
+    """
+    if spec.model.source is not None:
+        place = spec.model.source.persistent_volume_claim
+        return ServedModel(claim_name=place.claim_name, path=place.path)
+    name = _fine_tune_name(spec)
+    if finetune is not None and finetune.model is not None:
+        made = finetune.model
+        return ServedModel(
+            claim_name=made.claim_name, path=made.path, fingerprint=made.fingerprint, fine_tune=name
+        )
+    return prior.model if prior.model is not None and prior.model.fine_tune == name else None
+
+
+def references(spec: ServiceSpec, model: ServedModel | None) -> tuple[Reference, ...]:
+    """What must exist: the claim of the model and the Secret of the keys."""
+    found: list[Reference] = []
+    if model is not None:
+        field = (
+            "spec.model.source" if model.fine_tune is None else f"spec.model.fineTuneRef {model.fine_tune}"
+        )
+        found.append(Reference("PersistentVolumeClaim", model.claim_name, field))
+    if spec.api.keys_secret is not None:
+        found.append(Reference("Secret", spec.api.keys_secret.name, "spec.api.keysSecret"))
+    return tuple(found)
+
+
+def plan_service(
+    owner: Owner,
+    spec: ServiceSpec,
+    prior: ServiceStatus,
+    *,
+    finetune: FineTuneStatus | None,
+    missing: Collection[Reference],
+    default_image: str,
+) -> ServicePlan | Rejection:
+    """Decide what to serve.
+
+    `finetune` is the status of the FineTune that `spec.model.fineTuneRef` names, None when it does not exist;
+    `missing` are those of `references` that do not exist.
+    """
+    model = served_model(spec, prior, finetune)
+    if model is None:
+        return _no_model(owner, _fine_tune_name(spec), finetune)
+    for reference in references(spec, model):
+        if reference in missing:
+            return _missing(owner, reference)
+    image = spec.image or default_image
+    if not image:
+        message = "no server image: set spec.image, or YUAN2_SERVE_IMAGE in the operator's settings"
+        return Rejection(Reason.IMAGE_NOT_SET, message)
+    return ServicePlan(owner, spec, image, model, _job(owner, spec, model), _note(model, finetune))
+
+
+def worker_selector(owner: Owner) -> str:
+    """Selector of the worker pods, as the scale subresource reports it."""
+    return label_selector(selector_labels(owner, COMPONENT_WORKER))
+
+
+def revision(plan: ServicePlan, component: str) -> dict[str, str]:
+    """Annotations of a pod template: pods are replaced when what they are told, or the model, is another."""
+    annotations = {ANNOTATION_CONFIG_HASH: digest(*_told(plan.job, component))}
+    if component == COMPONENT_WORKER:
+        annotations[ANNOTATION_MODEL_FINGERPRINT] = plan.model.fingerprint
+    return annotations
+
+
+def _fine_tune_name(spec: ServiceSpec) -> str:
+    """Name of the FineTune; the CRD holds that it is there when `source` is not."""
+    if spec.model.fine_tune_ref is None:
+        raise ValueError("spec.model: name exactly one of fineTuneRef and source")
+    return spec.model.fine_tune_ref.name
+
+
+def _no_model(owner: Owner, name: str, finetune: FineTuneStatus | None) -> Rejection:
+    if finetune is None:
+        message = (
+            f"Yuan2FineTune {name} does not exist in namespace {owner.namespace}: "
+            "create it, or correct spec.model.fineTuneRef; it is picked up when it appears"
+        )
+        return Rejection(Reason.FINETUNE_NOT_FOUND, message)
+    if finetune.phase == "Failed":
+        cause = next((c.message for c in finetune.conditions if c.type == CONDITION_FAILED), "")
+        message = f"Yuan2FineTune {name} failed and left no model" + (f": {cause}" if cause else "")
+        return Rejection(Reason.FINETUNE_FAILED, message)
+    state = finetune.phase or "Pending"
+    progress = f" at step {finetune.progress}" if finetune.progress else ""
+    eta = f", {finetune.eta} left" if finetune.eta else ""
+    message = (
+        f"Yuan2FineTune {name} is {state}{progress}{eta}: the service starts by itself when it is Complete"
+    )
+    return Rejection(Reason.FINETUNE_NOT_COMPLETE, message)
+
+
+def _missing(owner: Owner, reference: Reference) -> Rejection:
+    reason = Reason.SECRET_NOT_FOUND if reference.kind == "Secret" else Reason.CLAIM_NOT_FOUND
+    message = (
+        f"{reference.kind} {reference.name}, named by {reference.field}, does not exist in namespace "
+        f"{owner.namespace}: create it, or correct the field; it is picked up when it appears"
+    )
+    return Rejection(reason, message)
+
+
+def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:
+    url = controller_url(owner)
+    worker = WorkerJob(
+        port=PORT_WORKER,
+        controller_url=url,
+        device="cuda" if spec.worker.gpus_per_worker else "cpu",
+        gpus=spec.worker.gpus_per_worker,
+        precision=spec.worker.precision,
+        max_model_length=spec.worker.max_model_length,
+        max_concurrent_requests=spec.worker.max_concurrent_requests,
+    )
+    return ServeJob(
+        name=owner.name,
+        namespace=owner.namespace,
+        uid=owner.uid,
+        served_name=spec.model.name,
+        model_path=str(CLAIMS_DIRECTORY / model.claim_name / model.path),
+        worker=worker,
+        api=ApiJob(port=spec.api.port, controller_url=url, require_key=spec.api.keys_secret is not None),
+    )
+
+
+def _note(model: ServedModel, finetune: FineTuneStatus | None) -> str:
+    place = f"{model.path} of claim {model.claim_name}"
+    if model.fine_tune is None:
+        return place
+    if finetune is None:
+        return f"{place}, made by Yuan2FineTune {model.fine_tune}, which does not exist any more"
+    if finetune.model is None:
+        return f"{place}, of an earlier run of Yuan2FineTune {model.fine_tune}; the new one replaces it"
+    return f"{place}, made by Yuan2FineTune {model.fine_tune}"
+
+
+def _told(job: ServeJob, component: str) -> tuple[str, ...]:
+    """The part of the job that a component acts on; the rest may change without replacing its pods."""
+    if component == COMPONENT_WORKER:
+        return (job.served_name, job.model_path, job.worker.to_json())
+    return (job.served_name, job.api.to_json()) if component == COMPONENT_API else ()
