@@ -1,0 +1,113 @@
+"""Cross-entropy that touches only labelled positions and holds only a chunk of logits at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE_INDEX = -100
+"""Label of a position that is not learned (the value that PyTorch's cross-entropy ignores)."""
+_CHUNK_LOGITS = 1 << 26
+"""Logits held at once, 256 MiB in fp32: 496 tokens of the published vocabulary."""
+
+
+class LossSum(NamedTuple):
+    """Sum of the losses over labelled positions, fp32 and differentiable, and how many there are."""
+
+    total: Tensor
+    count: int
+
+    def mean(self) -> Tensor:
+        """The mean over labelled positions; 0 where nothing is labelled."""
+        return self.total / max(self.count, 1)
+
+
+def shifted_labels(labels_BT: Tensor, starts_BT: Tensor | None = None) -> Tensor:
+    """Label of what follows each token, [B, T]; a sequence's first token follows nothing, so its label is ignored."""
+    if starts_BT is not None:
+        labels_BT = labels_BT.masked_fill(starts_BT, IGNORE_INDEX)
+    ends_B1 = labels_BT.new_full((labels_BT.shape[0], 1), IGNORE_INDEX)
+    return torch.cat((labels_BT[:, 1:], ends_B1), dim=1)
+
+
+def labelled_loss_sum(
+    hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None
+) -> LossSum:
+    """Cross-entropy of `hidden @ weight.T` against the labelled positions, summed.
+
+    The gradients are computed beside the loss, chunk by chunk, so that logits are multiplied out once and never kept.
+
+    Args:
+        hidden_BTH: outputs of the final norm.
+        weight_VH: rows of the output layer.
+        next_BT: label of each position (see `shifted_labels`), `IGNORE_INDEX` where there is none.
+        chunk: labelled tokens whose logits are held at once; absent, as many as make 256 MiB in fp32.
+    """
+    flat_N = next_BT.flatten()
+    labelled_L = (flat_N != IGNORE_INDEX).nonzero().flatten()
+    hidden_LH = hidden_BTH.flatten(0, 1).index_select(0, labelled_L).to(weight_VH.dtype)
+    if chunk is None:
+        chunk = max(1, _CHUNK_LOGITS // weight_VH.shape[0])
+    total = _LabelledLoss.apply(hidden_LH, weight_VH, flat_N[labelled_L], chunk)
+    return LossSum(total, labelled_L.numel())
+
+
+class _LabelledLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_LH: Tensor, weight_VH: Tensor, labels_L: Tensor, chunk: int) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden_LH) if wants_hidden else None
+        # fp32, because a sum of many chunks would lose its small terms in bf16.
+        weight_grad = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_LH.device)
+        with torch.autocast(hidden_LH.device.type, enabled=False):
+            for start in range(0, hidden_LH.shape[0], chunk):
+                rows = slice(start, start + chunk)
+                hidden_CH, labels_C1 = hidden_LH[rows], labels_L[rows, None]
+                loss, logits_CV = _loss_and_softmax(hidden_CH @ weight_VH.T, labels_C1)
+                total += loss
+                if not (wants_hidden or wants_weight):
+                    continue
+                logits_CV.scatter_add_(1, labels_C1, logits_CV.new_full(labels_C1.shape, -1.0))
+                _add_gradients(
+                    logits_CV.to(weight_VH.dtype), hidden_CH, weight_VH, rows, hidden_grad, weight_grad
+                )
+        ctx.hidden_grad = hidden_grad
+        ctx.weight_grad = None if weight_grad is None else weight_grad.to(weight_VH.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = tuple(None if x is None else x * grad.to(x.dtype) for x in (ctx.hidden_grad, ctx.weight_grad))
+        return (*grads, None, None)
+
+
+def _loss_and_softmax(logits_CV: Tensor, labels_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk and its softmax, which takes the place of the logits."""
+    logits_CV = logits_CV.float()
+    highest_C1 = logits_CV.amax(dim=1, keepdim=True)
+    target_C1 = logits_CV.gather(1, labels_C1) - highest_C1
+    scale_C1 = logits_CV.sub_(highest_C1).exp_().sum(dim=1, keepdim=True)
+    return (scale_C1.log() - target_C1).sum(), logits_CV.div_(scale_C1)
+
+
+def _add_gradients(
+    logits_grad_CV: Tensor,
+    hidden_CH: Tensor,
+    weight_VH: Tensor,
+    rows: slice,
+    hidden_grad: Tensor | None,
+    weight_grad: Tensor | None,
+) -> None:
+    if hidden_grad is not None:
+        torch.mm(logits_grad_CV, weight_VH, out=hidden_grad[rows])
+    if weight_grad is None:
+        return
+    if weight_grad.dtype == logits_grad_CV.dtype:
+        weight_grad.addmm_(logits_grad_CV.T, hidden_CH)
+    else:
+        weight_grad += logits_grad_CV.T @ hidden_CH
