@@ -135,7 +135,8 @@ class Client:
             params = {**params, "continue": token}
 
     async def apply(self, manifest: Object, *, force: bool) -> Object:
-        """Server-side apply; without `force`, `Conflict` when somebody else set one of the fields differently."""
+        """Server-side apply; without `force`, `Conflict` when somebody else set one of the fields
+        differently."""
         resource, metadata = CHILD_RESOURCES[manifest["kind"]], manifest["metadata"]
         return await self._request(
             "PATCH",
@@ -156,7 +157,7 @@ class Client:
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, propagation: str = "Background"
     ) -> None:
-        """Delete one object and what it owns (`Background` or `Foreground`); fine if it is gone already."""
+        """Delete one object and what it owns (`Background` or `Foreground`); fine if it is gone."""
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         try:
             await self._request("DELETE", "delete", resource, resource.path(namespace, name), body=body)

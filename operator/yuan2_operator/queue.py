@@ -1,7 +1,7 @@
 """A work queue of keys: each key once, one worker a key at a time, retries with backoff, wake-ups by time.
 
-The semantics of client-go's rate-limited workqueue: a key added while it is being worked on is worked on once more
-afterwards; a failed key comes back after an exponentially growing delay; a success forgets the failures.
+The semantics of client-go's rate-limited workqueue: a key added while it is being worked on is worked on
+once more afterwards; a failed key comes back after a growing delay; a success forgets the failures.
 """
 
 from __future__ import annotations

@@ -84,6 +84,8 @@ class PodFacts:
     termination: Termination | None = None
     """What the main container left in its termination log."""
     problem: Problem | None = None
+    waiting: str | None = None
+    """What it waits for, as long as nothing is wrong."""
 
     @property
     def terminal(self) -> bool:
@@ -126,6 +128,7 @@ def read_pod(pod: Pod, container: str | None = TRAINER_CONTAINER) -> PodFacts:
         disruption=_disruption(status),
         termination=parse_termination(ended.get("message")),
         problem=diagnose(pod, container),
+        waiting=starting(pod),
     )
 
 
@@ -139,6 +142,8 @@ def diagnose(pod: Pod, container: str | None = None) -> Problem | None:
     disruption = _disruption(status)
     if disruption is not None:
         return _disrupted(name, disruption, status)
+    if status.get("reason") == "Evicted":
+        return Problem(Reason.EVICTED, f"pod {name} was evicted: {shorten(status.get('message', ''))}")
     if _phase(pod) == "Pending" and not pod.get("spec", {}).get("nodeName"):
         return _unschedulable(name, pod)
     for entry in _container_statuses(status, container):

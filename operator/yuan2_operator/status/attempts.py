@@ -1,0 +1,255 @@
+"""The life of a FineTune as a state machine over its attempts.
+
+An attempt is one Job with all its pods. The ledger says which attempts there were and how each ended;
+`advance` reads what the cluster shows and moves the ledger on. It is driven by level: it may be called at
+any time, with an older ledger (a status write that was lost), and arrives at the same place. Pure: no
+input, no output, `now` is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from yuan2_operator.api.finetune import ATTEMPTS_KEPT, Attempt, AttemptOutcome, FineTuneStatus, RunPolicy
+from yuan2_operator.constants import CONDITION_COMPLETE, CONDITION_FAILED, Reason
+from yuan2_operator.status.conditions import find_condition
+from yuan2_operator.status.judgement import AttemptView, Judgement, disturbed, judge
+
+SHORT_ATTEMPT = timedelta(seconds=60)
+"""An attempt that ended sooner makes the next one wait, so that nothing spins."""
+RESTART_DELAY_LIMIT = timedelta(seconds=300)
+JOBS_KEPT = 2
+"""Jobs whose pods are kept for their logs: the newest attempt and the one before it."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the whole run ended; it never changes again."""
+
+    complete: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is known about the attempts of one FineTune."""
+
+    attempts: tuple[Attempt, ...] = ()
+    """The last ones, oldest first; only the newest may be open, that is without outcome."""
+    number: int = 0
+    """Number of the newest attempt; 0 before the first."""
+    restarts: int = 0
+    """Attempts that failed, count against maxRestarts and were followed, or will be, by another one."""
+    started: datetime | None = None
+    """When the first attempt (after a suspension: the next one) was made: activeDeadlineSeconds runs from
+    it."""
+    ending: Ending | None = None
+
+    @property
+    def open(self) -> Attempt | None:
+        """The attempt that is under way."""
+        newest = self.attempts[-1] if self.attempts else None
+        return newest if newest is not None and newest.outcome is None else None
+
+    @property
+    def last(self) -> Attempt | None:
+        """The newest attempt that has ended."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt.outcome is not None), None)
+
+    def begin(self, number: int, now: datetime) -> Ledger:
+        """With attempt `number` under way."""
+        attempts = (*self.attempts, Attempt(number=number, start_time=now))[-ATTEMPTS_KEPT:]
+        return replace(self, attempts=attempts, number=number, started=self.started or now)
+
+    def note(self, **changes: object) -> Ledger:
+        """With fields of the newest attempt changed."""
+        return replace(self, attempts=(*self.attempts[:-1], self.attempts[-1].model_copy(update=changes)))
+
+
+@dataclass(frozen=True)
+class World:
+    """What the cluster shows of one FineTune."""
+
+    views: Mapping[int, AttemptView] = field(default_factory=dict)
+    """Jobs and pods by the number of their attempt."""
+    idle_seconds: float | None = None
+    """Seconds without an optimizer step of the attempt under way; None when nobody knows."""
+
+    def view(self, number: int) -> AttemptView:
+        """Job and pods of one attempt, which may be none."""
+        return self.views.get(number, AttemptView(number))
+
+    def quiet(self, now: datetime) -> bool:
+        """Nothing of any attempt runs, or can begin to run, any more."""
+        return all(view.quiet(now) for view in self.views.values())
+
+
+def read_ledger(status: FineTuneStatus) -> Ledger:
+    """The ledger that a status was written from."""
+    ending = None
+    for kind in (CONDITION_COMPLETE, CONDITION_FAILED):
+        condition = find_condition(status.conditions, kind)
+        if condition is not None and condition.status == "True":
+            ending = Ending(kind == CONDITION_COMPLETE, condition.reason, condition.message)
+    return Ledger(
+        attempts=tuple(status.attempts),
+        number=status.attempt or 0,
+        restarts=status.restarts,
+        started=status.start_time,
+        ending=ending,
+    )
+
+
+def advance(ledger: Ledger, world: World, policy: RunPolicy, *, accepted: bool, now: datetime) -> Ledger:
+    """The ledger after what `world` shows; a run that has ended stays as it is.
+
+    A new attempt begins only when `accepted` (everything it refers to is there) and nothing of the earlier
+    ones runs any more.
+    """
+    ledger = _adopt(ledger, world, policy, now)
+    if ledger.ending is None and ledger.open is not None:
+        ledger = _watch(ledger, world, policy, now)
+    if ledger.ending is None and ledger.open is None and _overdue(ledger, policy, now):
+        ledger = replace(ledger, ending=_deadline(policy))
+    if ledger.ending is not None or ledger.open is not None or policy.suspend or not accepted:
+        return ledger
+    wait_until = restart_at(ledger)
+    if not world.quiet(now) or (wait_until is not None and now < wait_until):
+        return ledger
+    return _resumed(ledger).begin(ledger.number + 1, now)
+
+
+def restart_at(ledger: Ledger) -> datetime | None:
+    """The earliest moment of the next attempt, or None: at once. Short attempts in a row make it later."""
+    short = 0
+    for attempt in reversed(ledger.attempts):
+        if attempt.outcome in (None, "Suspended") or _duration(attempt) > SHORT_ATTEMPT:
+            break
+        short += 1
+    last = ledger.last
+    if short == 0 or last is None or last.end_time is None:
+        return None
+    return last.end_time + min(timedelta(seconds=2.0**short), RESTART_DELAY_LIMIT)
+
+
+def unwanted(ledger: Ledger, world: World) -> list[int]:
+    """Attempts whose Jobs must go: ended for us but not for Kubernetes, or too old to keep for their logs."""
+    opened = ledger.open.number if ledger.open is not None else None
+    gone: list[int] = []
+    for number, view in sorted(world.views.items()):
+        if view.job is None or view.job.deleting or number == opened:
+            continue
+        if not view.job.finishing or number <= ledger.number - JOBS_KEPT:
+            gone.append(number)
+    return gone
+
+
+def _adopt(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Ledger:
+    """Take in Jobs that a lost status write did not mention."""
+    for number in sorted(number for number, view in world.views.items() if view.job is not None):
+        job = world.views[number].job
+        if number <= ledger.number or job is None:
+            continue
+        if ledger.open is not None:
+            # The successor exists, so this one had ended when it was made.
+            view = world.view(ledger.number)
+            fallback = Judgement("Disrupted", Reason.DISRUPTED, "its end was not seen")
+            ledger = _close(
+                ledger, judge(view, ledger.attempts[-1], now, certain=True) or fallback, policy, now
+            )
+        ledger = replace(ledger, restarts=max(ledger.restarts, job.restarts))
+        if ledger.ending is None:
+            ledger = _resumed(ledger).begin(number, job.created or now)
+    return ledger
+
+
+def _watch(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Ledger:
+    """Look whether the open attempt has ended, or must end."""
+    attempt = ledger.attempts[-1]
+    view = world.view(attempt.number)
+    verdict = judge(view, attempt, now)
+    if verdict is None and not view.failing:
+        verdict = _intervene(ledger, world, policy, now)
+    if verdict is not None:
+        return _close(ledger, verdict, policy, now)
+    cause = disturbed(view)
+    if cause is None or attempt.reason:
+        return ledger
+    return ledger.note(reason=cause.reason, message=cause.message, end_time=cause.at)
+
+
+def _intervene(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Judgement | None:
+    """Reasons of our own to end an attempt that runs."""
+    if _overdue(ledger, policy, now):
+        return Judgement("DeadlineExceeded", Reason.DEADLINE_EXCEEDED, _deadline(policy).message)
+    if policy.suspend:
+        return Judgement("Suspended", Reason.SUSPENDED, "spec.runPolicy.suspend was set")
+    if world.idle_seconds is not None and world.idle_seconds > policy.stall_timeout_seconds:
+        text = (
+            f"no optimizer step for {world.idle_seconds:.0f} s, more than "
+            f"spec.runPolicy.stallTimeoutSeconds ({policy.stall_timeout_seconds}): a rank or the loader hangs"
+        )
+        return Judgement("Stalled", Reason.STALLED, text, counted=True)
+    return None
+
+
+def _close(ledger: Ledger, verdict: Judgement, policy: RunPolicy, now: datetime) -> Ledger:
+    ledger = ledger.note(
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        message=verdict.message,
+        counted=verdict.counted,
+        end_time=now,
+    )
+    return replace(ledger, **_consequence(ledger, verdict, policy))
+
+
+def _consequence(ledger: Ledger, verdict: Judgement, policy: RunPolicy) -> dict[str, Any]:
+    """What an ended attempt means for the run: its end, one restart more, or nothing."""
+    final: dict[AttemptOutcome, bool] = {"Succeeded": True, "Invalid": False, "DeadlineExceeded": False}
+    if verdict.outcome in final:
+        return {"ending": Ending(final[verdict.outcome], verdict.reason, verdict.message)}
+    if not verdict.counted:
+        return {}
+    if ledger.restarts >= policy.max_restarts:
+        text = f"attempt {ledger.number} failed and {_used(policy.max_restarts)}: {verdict.message}"
+        return {"ending": Ending(False, Reason.TOO_MANY_RESTARTS, text)}
+    return {"restarts": ledger.restarts + 1}
+
+
+def _used(limit: int) -> str:
+    if limit == 0:
+        return "spec.runPolicy.maxRestarts allows no restart"
+    return f"all {limit} restarts of spec.runPolicy.maxRestarts are used"
+
+
+def _resumed(ledger: Ledger) -> Ledger:
+    """After a suspension the deadline's clock starts again, as that of a batch/v1 Job does."""
+    last = ledger.last
+    return replace(ledger, started=None) if last is not None and last.outcome == "Suspended" else ledger
+
+
+def _overdue(ledger: Ledger, policy: RunPolicy, now: datetime) -> bool:
+    limit = policy.active_deadline_seconds
+    if limit is None or ledger.started is None:
+        return False
+    last = ledger.last
+    suspended = ledger.open is None and last is not None and last.outcome == "Suspended"
+    return not suspended and now >= ledger.started + timedelta(seconds=limit)
+
+
+def _deadline(policy: RunPolicy) -> Ending:
+    text = (
+        f"the run took longer than spec.runPolicy.activeDeadlineSeconds ({policy.active_deadline_seconds} s)"
+    )
+    return Ending(False, Reason.DEADLINE_EXCEEDED, text)
+
+
+def _duration(attempt: Attempt) -> timedelta:
+    if attempt.start_time is None or attempt.end_time is None:
+        return timedelta(0)
+    return attempt.end_time - attempt.start_time

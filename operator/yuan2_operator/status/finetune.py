@@ -1,0 +1,209 @@
+"""The status of a Yuan2FineTune: conditions, phase and fields from its ledger, pods and progress. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from yuan2_core.contract import Progress
+from yuan2_operator.api.common import ModelReference
+from yuan2_operator.api.finetune import FineTunePhase, FineTuneSpec, FineTuneStatus
+from yuan2_operator.constants import (
+    CONDITION_COMPLETE,
+    CONDITION_FAILED,
+    CONDITION_RUNNING,
+    CONDITION_SUSPENDED,
+    EXPORT_DIRECTORY,
+    Reason,
+)
+from yuan2_operator.status.attempts import Ending, Ledger, World, read_ledger, restart_at
+from yuan2_operator.status.conditions import Verdict, set_conditions
+from yuan2_operator.status.judgement import AttemptView
+from yuan2_operator.status.pods import Problem, first_problem
+from yuan2_operator.status.progress import progress_fields
+
+PODS_EXPECTED_SECONDS = 20.0
+"""Seconds after which a Job without pods is worth a hint."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Everything that the status of a FineTune is made of, beside its spec and its prior status."""
+
+    uid: str
+    generation: int
+    ledger: Ledger
+    world: World
+    acceptance: Verdict
+    """The condition Accepted."""
+    progress: Progress | None = None
+    """What rank 0 said just now."""
+    trouble: Problem | None = None
+    """Why the cluster refused an object that is needed."""
+
+
+def compose(spec: FineTuneSpec, prior: FineTuneStatus, finding: Finding, now: datetime) -> FineTuneStatus:
+    """The status to write; equal to `prior` when nothing happened."""
+    ledger = finding.ledger
+    fields = _progress(prior, finding, now)
+    fields["resumed_from_step"] = fields.get("resumed_from_step", prior.resumed_from_step)
+    ended = read_ledger(prior).ending
+    ending = ended or _explained(ledger.ending, fields)
+    status = prior.model_copy(
+        update={
+            **fields,
+            "observed_generation": finding.generation,
+            "method": next(iter(spec.method.model_fields_set), None),
+            "attempt": ledger.number or None,
+            "restarts": ledger.restarts,
+            "attempts": list(ledger.attempts),
+            "start_time": ledger.started or prior.start_time,
+            "completion_time": prior.completion_time or (now if ending is not None else None),
+        }
+    )
+    if ended is None:
+        status = _with_conditions(spec, status, finding, ending, now)
+    return FineTuneStatus.model_validate(status.model_dump())
+
+
+def _with_conditions(
+    spec: FineTuneSpec, status: FineTuneStatus, finding: Finding, ending: Ending | None, now: datetime
+) -> FineTuneStatus:
+    verdicts = [
+        finding.acceptance,
+        _running(spec, finding, now),
+        _suspended(spec, status, finding, now),
+        *_endings(spec, ending),
+    ]
+    conditions = set_conditions(status.conditions, verdicts, now=now, generation=finding.generation)
+    update: dict[str, Any] = {"conditions": conditions, "phase": _phase(verdicts)}
+    if ending is not None:
+        update["eta"] = None
+        update["model"] = model_of(spec, finding.uid, finding.ledger.number) if ending.complete else None
+    return status.model_copy(update=update)
+
+
+def model_of(spec: FineTuneSpec, uid: str, attempt: int) -> ModelReference:
+    """Where a complete run leaves its model; the fingerprint names the run that wrote it."""
+    claim = spec.output.persistent_volume_claim
+    path = EXPORT_DIRECTORY if claim.path == "." else f"{claim.path}/{EXPORT_DIRECTORY}"
+    return ModelReference(claim_name=claim.claim_name, path=path, fingerprint=f"{uid}-{attempt}")
+
+
+def _progress(prior: FineTuneStatus, finding: Finding, now: datetime) -> dict[str, Any]:
+    """Progress fields: what rank 0 says now, else what it left when it ended, else as they were."""
+    progress = finding.progress
+    if progress is None and finding.ledger.number:
+        progress = finding.world.view(finding.ledger.number).progress()
+    if progress is None or (progress.step == 0 and not progress.total_steps and prior.step):
+        # A trainer that has just started does not know yet how far the run is.
+        return {}
+    return progress_fields(progress, prior, now)
+
+
+def _explained(ending: Ending | None, fields: dict[str, Any]) -> Ending | None:
+    """A failure with the step of the last checkpoint and the way on."""
+    if ending is None or ending.complete:
+        return ending
+    step = fields.get("last_checkpoint_step")
+    kept = f"; the checkpoint of step {step} is complete" if step is not None else ""
+    way_out = "; once the cause is gone, delete this Yuan2FineTune and create it again"
+    more = " with the same output to go on from it" if step is not None else ""
+    return Ending(False, ending.reason, ending.message + kept + way_out + more)
+
+
+def _running(spec: FineTuneSpec, finding: Finding, now: datetime) -> Verdict:
+    ledger, world = finding.ledger, finding.world
+    if ledger.ending is not None:
+        text = "the run is complete" if ledger.ending.complete else "the run has failed"
+        return Verdict(CONDITION_RUNNING, "False", Reason.FINISHED, text)
+    if finding.trouble is not None:
+        return Verdict(CONDITION_RUNNING, "False", finding.trouble.reason, finding.trouble.message)
+    if ledger.open is not None:
+        return _attempt_running(world.view(ledger.open.number), spec.workers.replicas, finding, now)
+    if spec.run_policy.suspend:
+        return Verdict(CONDITION_RUNNING, "False", Reason.SUSPENDED, "spec.runPolicy.suspend is true")
+    if ledger.last is not None:
+        return Verdict(CONDITION_RUNNING, "False", Reason.RESTARTING, _restarting(ledger))
+    return Verdict(CONDITION_RUNNING, "False", Reason.PENDING, "no pods yet: " + finding.acceptance.message)
+
+
+def _attempt_running(view: AttemptView, wanted: int, finding: Finding, now: datetime) -> Verdict:
+    alive = sum(pod.running or pod.phase == "Succeeded" for pod in view.pods)
+    count = f"{alive} of {wanted} pods run"
+    if view.failing:
+        text = f"attempt {view.number} has failed and its pods are ending"
+        problem = first_problem(view.pods)
+        return Verdict(
+            CONDITION_RUNNING, "False", Reason.RESTARTING, f"{text}: {problem.message}" if problem else text
+        )
+    if alive >= wanted:
+        return Verdict(CONDITION_RUNNING, "True", Reason.TRAINING, f"attempt {view.number}: {count}")
+    problem = first_problem(view.pods)
+    if problem is not None:
+        return Verdict(CONDITION_RUNNING, "False", problem.reason, f"{problem.message} ({count})")
+    return Verdict(CONDITION_RUNNING, "False", Reason.STARTING, _starting(view, count, finding, now))
+
+
+def _starting(view: AttemptView, count: str, finding: Finding, now: datetime) -> str:
+    waiting = next((pod.waiting for pod in view.pods if pod.waiting is not None), None)
+    if waiting is not None:
+        return f"{waiting} ({count})"
+    attempt = finding.ledger.open
+    begun = attempt.start_time if attempt is not None else None
+    if (
+        view.job is None
+        or view.pods
+        or begun is None
+        or (now - begun).total_seconds() < PODS_EXPECTED_SECONDS
+    ):
+        return f"attempt {view.number} is starting ({count})"
+    hint = "a quota or an admission policy may refuse them"
+    return f"Job {view.job.name} has no pods yet: `kubectl describe job {view.job.name}` says why; {hint}"
+
+
+def _restarting(ledger: Ledger) -> str:
+    last = ledger.last
+    assert last is not None
+    when = restart_at(ledger)
+    after = f" not before {when:%H:%M:%S} UTC" if when is not None else " when its pods have ended"
+    return f"attempt {last.number} ended ({last.outcome}): {last.message}; the next one begins{after}"
+
+
+def _suspended(spec: FineTuneSpec, status: FineTuneStatus, finding: Finding, now: datetime) -> Verdict:
+    if finding.ledger.ending is not None or not spec.run_policy.suspend:
+        return Verdict(CONDITION_SUSPENDED, "False", Reason.NOT_SUSPENDED, "spec.runPolicy.suspend is false")
+    if not finding.world.quiet(now):
+        text = "the pods were asked to write a checkpoint and end"
+        return Verdict(CONDITION_SUSPENDED, "False", Reason.SUSPENDING, text)
+    step = status.last_checkpoint_step
+    begin = f"from the checkpoint of step {step}" if step is not None else "from the beginning"
+    text = f"no pod runs; set spec.runPolicy.suspend to false to go on {begin}"
+    return Verdict(CONDITION_SUSPENDED, "True", Reason.SUSPENDED, text)
+
+
+def _endings(spec: FineTuneSpec, ending: Ending | None) -> Iterator[Verdict]:
+    if ending is None:
+        for kind in (CONDITION_COMPLETE, CONDITION_FAILED):
+            yield Verdict(kind, "False", Reason.NOT_FINISHED, "the run has not ended")
+        return
+    reached, other = (
+        (CONDITION_COMPLETE, CONDITION_FAILED) if ending.complete else (CONDITION_FAILED, CONDITION_COMPLETE)
+    )
+    claim = spec.output.persistent_volume_claim
+    text = f"the model is in claim {claim.claim_name}, directory {claim.path}/{EXPORT_DIRECTORY}"
+    yield Verdict(reached, "True", ending.reason, text if ending.complete else ending.message)
+    yield Verdict(other, "False", Reason.FINISHED, "the run has ended otherwise")
+
+
+def _phase(verdicts: list[Verdict]) -> FineTunePhase:
+    holds = {verdict.type for verdict in verdicts if verdict.status == "True"}
+    phases: tuple[tuple[str, FineTunePhase], ...] = (
+        (CONDITION_FAILED, "Failed"),
+        (CONDITION_COMPLETE, "Complete"),
+        (CONDITION_SUSPENDED, "Suspended"),
+        (CONDITION_RUNNING, "Running"),
+    )
+    return next((phase for kind, phase in phases if kind in holds), "Pending")

@@ -1,0 +1,210 @@
+"""Whether an attempt has ended, how, and through whose fault.
+
+The facts of one attempt are its Job and its pods. A failure is counted against maxRestarts; a disruption
+(preemption, drain, node loss, somebody deletes a pod or the Job) is not; exit code 78 ends the run at once,
+since another attempt would meet the same error. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, Progress
+from yuan2_operator.api.finetune import Attempt, AttemptOutcome
+from yuan2_operator.constants import ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
+from yuan2_operator.status.pods import PodFacts, condition, parse_time, shorten
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """The part of a batch/v1 Job that decisions are made of."""
+
+    name: str
+    attempt: int
+    created: datetime | None = None
+    deleting: bool = False
+    complete: bool = False
+    failing: bool = False
+    """It has failed, or will as soon as its pods have ended (condition FailureTarget)."""
+    failure: str = ""
+    """Message of that condition."""
+    restarts: int = 0
+    """Counted restarts when it was made, from its annotation."""
+
+    @property
+    def finishing(self) -> bool:
+        """It makes no more pods, and ends those that it has."""
+        return self.complete or self.failing
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    """Job and pods of one attempt as the cluster shows them."""
+
+    number: int
+    job: JobFacts | None = None
+    pods: tuple[PodFacts, ...] = ()
+    """By completion index."""
+
+    @property
+    def failing(self) -> bool:
+        """Its Job has failed, though pods may still be ending."""
+        return self.job is not None and self.job.failing
+
+    def quiet(self, now: datetime) -> bool:
+        """No pod runs, and none will be made."""
+        makes_none = self.job is None or self.job.finishing or self.job.deleting
+        return makes_none and all(pod.settled(now) for pod in self.pods)
+
+    def progress(self) -> Progress | None:
+        """What rank 0 last said of its progress, if it has ended and left a termination message."""
+        for pod in self.pods:
+            if pod.index == 0 and pod.termination is not None:
+                return pod.termination.progress
+        return None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How an attempt ended."""
+
+    outcome: AttemptOutcome
+    reason: str
+    message: str
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Somebody deleted a pod of an attempt that was well."""
+
+    reason: str
+    message: str
+    at: datetime
+
+
+def read_job(job: Mapping[str, Any]) -> JobFacts:
+    """Facts of one Job as the API server sent it."""
+    metadata, status = job["metadata"], job.get("status", {})
+    failure = next(
+        (
+            entry
+            for kind in ("FailureTarget", "Failed")
+            if (entry := condition(status, kind)).get("status") == "True"
+        ),
+        None,
+    )
+    return JobFacts(
+        name=metadata["name"],
+        attempt=int(metadata.get("labels", {}).get(LABEL_ATTEMPT, 0)),
+        created=parse_time(metadata.get("creationTimestamp")),
+        deleting="deletionTimestamp" in metadata,
+        complete=condition(status, "Complete").get("status") == "True",
+        failing=failure is not None,
+        failure=str(failure.get("message", "")) if failure is not None else "",
+        restarts=int(metadata.get("annotations", {}).get(ANNOTATION_RESTARTS, 0)),
+    )
+
+
+def judge(view: AttemptView, attempt: Attempt, now: datetime, *, certain: bool = False) -> Judgement | None:
+    """The verdict on an open attempt, or None while it may still succeed or its pods are still ending.
+
+    With `certain` (a later attempt exists) pods that have not ended are not waited for.
+    """
+    job = view.job
+    if job is None:
+        text = f"Job {attempt.number} of the run was deleted by somebody else"
+        return Judgement("Disrupted", Reason.DISRUPTED, text) if certain or view.quiet(now) else None
+    if job.complete:
+        return Judgement("Succeeded", Reason.SUCCEEDED, f"attempt {attempt.number} trained to the end")
+    invalid = _invalid(view, job)
+    if invalid is not None:
+        return invalid
+    if not (certain or (view.quiet(now) and (job.failing or job.deleting))):
+        return None
+    return _disrupted(view, job, attempt, now) or _failed(view, job)
+
+
+def disturbed(view: AttemptView) -> Disturbance | None:
+    """A pod that is being deleted although its attempt was well: whoever did it, the attempt did not fail.
+
+    Noted as soon as it is seen, because such a pod leaves nothing behind to judge by.
+    """
+    if view.job is None or view.job.finishing or view.job.deleting:
+        return None
+    for pod in view.pods:
+        at = pod.deletion_requested
+        if at is not None and not any(_crashed_before(other, at) for other in view.pods):
+            return Disturbance(Reason.DISRUPTED, f"pod {pod.name} was deleted by somebody else", at)
+    return None
+
+
+def crashed(pod: PodFacts) -> bool:
+    """It ended by its own fault."""
+    if pod.phase != "Failed" or pod.disruption is not None or pod.exit_code in (0, EXIT_PREEMPTED):
+        return False
+    asked, ended = pod.deletion_requested, pod.finished
+    return asked is None or (ended is not None and ended < asked)
+
+
+def _crashed_before(pod: PodFacts, moment: datetime) -> bool:
+    # Times of the API are whole seconds: a crash in the same second may well be the cause of the deletion.
+    return crashed(pod) and (pod.finished is None or pod.finished <= moment)
+
+
+def _invalid(view: AttemptView, job: JobFacts) -> Judgement | None:
+    for pod in view.pods:
+        if pod.exit_code == EXIT_INVALID and pod.problem is not None:
+            return Judgement("Invalid", pod.problem.reason, pod.problem.message)
+    if job.failing and f"exit code {EXIT_INVALID} " in job.failure:
+        return Judgement("Invalid", Reason.INVALID_SPEC, shorten(job.failure))
+    return None
+
+
+def _disrupted(view: AttemptView, job: JobFacts, attempt: Attempt, now: datetime) -> Judgement | None:
+    message = _disruption(view, job, attempt, now)
+    return None if message is None else Judgement("Disrupted", Reason.DISRUPTED, message)
+
+
+def _disruption(view: AttemptView, job: JobFacts, attempt: Attempt, now: datetime) -> str | None:
+    """What disrupted the attempt; a dead node outweighs the crashes that it causes on the others."""
+    for pod in view.pods:
+        if pod.disruption is not None:
+            return pod.problem.message if pod.problem is not None else f"pod {pod.name} was disrupted"
+        if pod.lost(now):
+            return f"pod {pod.name} did not end in time: its node {pod.node} is dead or cut off"
+    if job.deleting and not job.failing:
+        return f"Job {job.name} was deleted by somebody else"
+    if "DisruptionTarget" in job.failure or f"exit code {EXIT_PREEMPTED} " in job.failure:
+        return _translated(job.failure)
+    if attempt.reason and attempt.end_time is not None:
+        at = attempt.end_time
+        return None if any(_crashed_before(pod, at) for pod in view.pods) else attempt.message
+    if not any(crashed(pod) for pod in view.pods):
+        return f"pods of Job {job.name} ended or were deleted without an error: {shorten(job.failure)}"
+    return None
+
+
+def _translated(failure: str) -> str:
+    """The Job controller's message (`Pod ns/name has condition DisruptionTarget matching …`), for people."""
+    name = next((word.split("/")[1] for word in failure.split() if word.count("/") == 1), "?")
+    if f"exit code {EXIT_PREEMPTED} " in failure:
+        return f"pod {name} was asked to stop (SIGTERM) and left a checkpoint"
+    return f"pod {name} was preempted, was evicted or lost its node"
+
+
+def _failed(view: AttemptView, job: JobFacts) -> Judgement:
+    """The pod that failed first is the cause; the others lost their peer."""
+    culprits = [pod for pod in view.pods if crashed(pod)]
+    ended = [pod for pod in culprits if pod.finished is not None] or culprits
+    first = min(
+        ended, key=lambda pod: (pod.finished.timestamp() if pod.finished else 0.0, pod.index), default=None
+    )
+    if first is None or first.problem is None:
+        return Judgement(
+            "Failed", Reason.CRASHED, f"Job {job.name} failed: {shorten(job.failure)}", counted=True
+        )
+    return Judgement("Failed", first.problem.reason, first.problem.message, counted=True)

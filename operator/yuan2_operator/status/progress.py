@@ -1,0 +1,105 @@
+"""The trainer's progress as fields of a status, and when those fields are worth a write. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from yuan2_core.contract import Progress
+from yuan2_operator.api.finetune import FineTuneStatus
+
+PROGRESS_FIELDS = frozenset(
+    {
+        "step",
+        "total_steps",
+        "progress",
+        "loss",
+        "learning_rate",
+        "tokens_per_second",
+        "eta",
+        "last_checkpoint_step",
+        "resumed_from_step",
+    }
+)
+"""Fields that change with every step; all others are written as soon as they change."""
+WRITE_SHARE = 0.2
+"""Share of all steps after which progress is written, whatever the clock says."""
+WRITE_SECONDS = 60.0
+WRITE_SECONDS_GROWTH = 1 / 60
+"""A long run is written more rarely: seconds between writes as a share of its age."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The last write of a status."""
+
+    step: int
+    at: datetime
+
+
+def progress_fields(progress: Progress, prior: FineTuneStatus, now: datetime) -> dict[str, Any]:
+    """Fields of a status that `progress` decides, by name."""
+    return {
+        "step": progress.step,
+        "total_steps": progress.total_steps or None,
+        "progress": f"{progress.step}/{progress.total_steps}" if progress.total_steps else None,
+        "loss": _rounded(progress.loss, 4),
+        "learning_rate": progress.learning_rate,
+        "tokens_per_second": _rounded(progress.tokens_per_second, 1),
+        "eta": None if progress.eta_seconds is None else duration_text(progress.eta_seconds),
+        "last_checkpoint_step": progress.last_checkpoint_step,
+        "resumed_from_step": progress.resumed_from_step,
+        "first_step_time": prior.first_step_time or _first_step(progress, now),
+    }
+
+
+def idle_seconds(progress: Progress) -> float:
+    """Seconds since the last optimizer step or, before the first one, since the trainer's start."""
+    age = progress.last_step_age_seconds
+    return progress.seconds_total if age is None else age
+
+
+def worth_writing(prior: FineTuneStatus, status: FineTuneStatus, last: Written | None, now: datetime) -> bool:
+    """Whether `status` must be written now: at once if more than progress changed, now and then otherwise."""
+    if _without_progress(prior) != _without_progress(status):
+        return True
+    if prior == status:
+        return False
+    if last is None:
+        return True
+    age = (now - status.start_time).total_seconds() if status.start_time is not None else 0.0
+    if (now - last.at).total_seconds() >= max(WRITE_SECONDS, age * WRITE_SECONDS_GROWTH):
+        return True
+    return abs((status.step or 0) - last.step) >= WRITE_SHARE * (status.total_steps or float("inf"))
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as kubectl prints ages: `45s`, `58m`, `2h5m`, `3d4h`."""
+    whole = max(0, round(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if whole < 120:
+        return f"{whole}s"
+    if hours < 2:
+        return f"{minutes}m"
+    if days < 2:
+        return f"{hours}h{minutes % 60}m" if minutes % 60 else f"{hours}h"
+    return f"{days}d{hours % 24}h" if hours % 24 else f"{days}d"
+
+
+def _first_step(progress: Progress, now: datetime) -> datetime | None:
+    """When the first step ended, reckoned back from what was seen later: all steps take about as long."""
+    done = progress.step - (progress.resumed_from_step or 0)
+    if done < 1 or progress.last_step_age_seconds is None:
+        return None
+    later = progress.seconds_in_steps * (done - 1) / done
+    return now - timedelta(seconds=progress.last_step_age_seconds + later)
+
+
+def _without_progress(status: FineTuneStatus) -> Mapping[str, Any]:
+    return status.model_dump(exclude=set(PROGRESS_FIELDS))
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
