@@ -1,0 +1,1 @@
+"""The program in a training pod: prepares the data, runs one process a device, trains, saves and exports."""

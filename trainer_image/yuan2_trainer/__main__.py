@@ -1,0 +1,29 @@
+"""`python -m yuan2_trainer`: one pod of a fine-tuning."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from yuan2_core.contract import JOB_FILE, TERMINATION_LOG
+from yuan2_trainer.launcher import run
+from yuan2_trainer.logs import configure_logging
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run; returns the exit code of the contract."""
+    parser = argparse.ArgumentParser(prog="yuan2_trainer", description=__doc__)
+    parser.add_argument(
+        "--job", type=Path, default=Path(JOB_FILE), help="the TrainJob to run (default %(default)s)"
+    )
+    parser.add_argument(
+        "--termination-log", type=Path, default=Path(TERMINATION_LOG), help="where to leave the last word"
+    )
+    options = parser.parse_args(arguments)
+    configure_logging("launcher")
+    return run(options.job, options.termination_log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

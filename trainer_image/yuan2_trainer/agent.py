@@ -1,0 +1,37 @@
+"""torchrun in a process of its own: starts the ranks of this node and tells how each one ended.
+
+It is torchrun's own `parse_args`/`config_from_args`/`elastic_launch`, which read the `PET_*` variables of the pod, and
+not its command line, because that turns every child's exit code into 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from yuan2_trainer.parent import die_with_parent
+from yuan2_trainer.workspace import Workspace, replace
+
+
+def main(arguments: list[str]) -> int:
+    """Run `yuan2_trainer.rank` under torchrun; `arguments` are the workspace and torchrun's own options."""
+    die_with_parent()
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    workspace = Workspace(Path(arguments[0]))
+    options = parse_args([*arguments[1:], "--max-restarts=0", "-m", "yuan2_trainer.rank", arguments[0]])
+    config, command, command_arguments = config_from_args(options)
+    try:
+        elastic_launch(config, command)(*command_arguments)
+    except ChildFailedError as error:
+        codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
+        replace(workspace.exits, json.dumps(codes))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,200 @@
+"""Saving and loading a run by all ranks together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from yuan2_trainer.data.order import Position
+from yuan2_trainer.fragments import live_fragments, set_step
+from yuan2_trainer.manifest import (
+    MANIFEST,
+    PARTIAL,
+    Found,
+    Manifest,
+    ShardFile,
+    checkpoint_name,
+    complete_checkpoints,
+    remove_checkpoint,
+    remove_partials,
+    surplus,
+    verify_file,
+)
+from yuan2_trainer.outcome import Outcome, OutputFullError, outcome_of
+from yuan2_trainer.shards import ShardReader, shard_name, write_shard
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one output directory, which all ranks share."""
+
+    root: Path
+    keep: int
+    warn: Warn
+
+    def save(self, engine: Any, position: Position, facts: dict[str, Any]) -> Path:
+        """Write a checkpoint; on return it is complete, synced and named, and surplus ones are gone.
+
+        Args:
+            engine: DeepSpeed's engine, between two optimizer steps.
+            position: where the run stands.
+            facts: the remaining fields of the `Manifest`.
+
+        Raises:
+            OutputFullError: the volume is full; nothing is left of the attempt and older checkpoints are untouched.
+            OSError: another error while writing, on any rank.
+        """
+        final = self.root / checkpoint_name(position.step)
+        partial = final.with_name(final.name + PARTIAL)
+        self._together(lambda: _make_empty(partial), partial, only_rank_0=True)
+        files = self._together(lambda: _write_own_shard(engine, partial), partial)
+        manifest = Manifest(
+            step=position.step,
+            epoch=position.epoch,
+            offset=position.offset,
+            world_size=dist.get_world_size(),
+            shapes={name: list(_shape(item)) for name, item in _trainable(engine)},
+            files=dict(file for file in files if file is not None),
+            **facts,
+        )
+        self._together(lambda: _complete(partial, final, manifest), partial, only_rank_0=True)
+        if dist.get_rank() == 0:
+            for directory in surplus(self.root, self.keep):
+                remove_checkpoint(directory)
+        return final
+
+    def latest(self) -> Found | None:
+        """The newest checkpoint whose files all have their checksums; the ranks verify a share of the files each."""
+        if dist.get_rank() == 0 and self.root.is_dir():
+            remove_partials(self.root)
+        dist.barrier()
+        for found in complete_checkpoints(self.root, self.warn if dist.get_rank() == 0 else _silent):
+            problems = [problem for problem in _gather(self._verify_share(found)) if problem]
+            if not problems:
+                return found
+            if dist.get_rank() == 0:
+                self.warn(f"checkpoint {found.directory.name} is skipped: {problems[0]}")
+        return None
+
+    def _verify_share(self, found: Found) -> str | None:
+        mine = sorted(found.manifest.files)[dist.get_rank() :: dist.get_world_size()]
+        for name in mine:
+            problem = verify_file(found.directory, name, found.manifest.files[name])
+            if problem is not None:
+                return problem
+        return None
+
+    def _together(self, act: Callable[[], Any], partial: Path, only_rank_0: bool = False) -> list[Any]:
+        """Act on the ranks and let all of them know of an error on any, so that none waits for one that failed."""
+        result, failure = None, None
+        if dist.get_rank() == 0 or not only_rank_0:
+            try:
+                result = act()
+            except OSError as error:
+                failure = error
+        reports = _gather((result, None if failure is None else outcome_of(failure)))
+        failed = [report[1] for report in reports if report[1] is not None]
+        if failed:
+            if dist.get_rank() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise failure if failure and failed[0].reason != "OutputFull" else _error_of(failed[0], self.root)
+        return [report[0] for report in reports]
+
+
+def restore(engine: Any, found: Found) -> None:
+    """Put the optimizer into the state of a checkpoint, exactly; the weights must have been loaded from it before."""
+    reader = ShardReader(found)
+    for fragment in live_fragments(engine):
+        for kind, view in fragment.views.items():
+            reader.fill(view, fragment.name, kind, fragment.start)
+    set_step(engine, found.manifest.step)
+
+
+def load_master_weights(model: torch.nn.Module, found: Found) -> None:
+    """Set a model's trainable weights from a checkpoint, rounded to the model's type as an optimizer step rounds them."""
+    reader = ShardReader(found)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(reader.full(name))
+
+
+def start_optimizer(engine: Any) -> None:
+    """Make the optimizer's state for a run from the beginning, so that later code finds it in every stage."""
+    live_fragments(engine)
+    set_step(engine, 0)
+
+
+def _write_own_shard(engine: Any, partial: Path) -> tuple[str, ShardFile] | None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if not partial.is_dir():
+        raise OSError(
+            f"output: rank {rank} does not see {partial}, which rank 0 made; all pods must mount one shared volume"
+        )
+    shares = [fragment.share(rank, world_size) for fragment in live_fragments(engine)]
+    held = [fragment for fragment in shares if fragment.numel > 0]
+    name = shard_name(rank, world_size)
+    return name, write_shard(partial / name, held)
+
+
+def _complete(partial: Path, final: Path, manifest: Manifest) -> None:
+    with (partial / MANIFEST).open("w", encoding="utf-8") as stream:
+        stream.write(manifest.model_dump_json())
+        stream.flush()
+        os.fsync(stream.fileno())
+    sync_directory(partial)
+    if final.exists():
+        remove_checkpoint(final)
+    partial.rename(final)
+    sync_directory(final.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory last through a power failure."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _error_of(outcome: Outcome, root: Path) -> Exception:
+    if outcome.reason != "OutputFull":
+        return OSError(outcome.message)
+    usage = shutil.disk_usage(root)
+    return OutputFullError(
+        f"output: no space left for a checkpoint in {root} ({usage.free / 1e9:.2f} GB of {usage.total / 1e9:.2f} GB "
+        "free); free space, ask for a larger claim, or lower checkpoint.keep"
+    )
+
+
+def _trainable(engine: Any) -> list[tuple[str, Any]]:
+    return [(name, item) for name, item in engine.module.named_parameters() if item.requires_grad]
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _gather(value: Any) -> list[Any]:
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def _silent(_: str) -> None:
+    """Only rank 0 warns: the ranks see the same files."""

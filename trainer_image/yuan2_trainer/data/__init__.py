@@ -1,0 +1,1 @@
+"""From a file of conversations to the micro batches of a rank."""

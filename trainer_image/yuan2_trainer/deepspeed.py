@@ -1,0 +1,133 @@
+"""DeepSpeed's configuration for a job, and the engine made from it.
+
+`engine_config` is pure; DeepSpeed itself is imported where it is used, because importing it takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from yuan2_core.contract import Training
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+ZERO_2: dict[str, Any] = {
+    "stage": 2,
+    "allgather_partitions": True,
+    "allgather_bucket_size": 5e8,
+    "reduce_scatter": True,
+    "reduce_bucket_size": 5e8,
+    "overlap_comm": False,
+    "contiguous_gradients": True,
+}
+"""The published recipe's ZeRO-2 section."""
+
+ZERO_3: dict[str, Any] = {
+    "stage": 3,
+    "overlap_comm": True,
+    "contiguous_gradients": True,
+    "reduce_bucket_size": 5e8,
+    "sub_group_size": 1e9,
+    "stage3_prefetch_bucket_size": 5e7,
+    "stage3_param_persistence_threshold": 1e5,
+    "stage3_max_live_parameters": 1e9,
+    "stage3_max_reuse_distance": 1e9,
+}
+"""ZeRO-3 with the defaults of DeepSpeed's documentation, written out so that a new release changes nothing."""
+
+BUCKET_LIMIT_ON_CPU = 5e7
+"""Communication buckets are allocated whole; half a billion numbers of one would fill a small machine's memory."""
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+"""The defaults of `transformers.TrainingArguments`, which the published recipe leaves as they are."""
+
+
+def engine_config(training: Training, stage: int, device: str, own_bf16_wrapper: bool) -> dict[str, Any]:
+    """The configuration as DeepSpeed reads it.
+
+    Args:
+        training: hyperparameters; batch sizes are those of one rank.
+        stage: ZeRO stage 0, 2 or 3.
+        device: `cpu` or `cuda`.
+        own_bf16_wrapper: whether this DeepSpeed accumulates bf16 gradients without ZeRO in fp32 (releases before 0.17
+            demand it, later ones refuse it).
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero_section(stage, device),
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    if stage == 0 and training.precision == "bf16" and own_bf16_wrapper:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def zero_section(stage: int, device: str) -> dict[str, Any]:
+    """The `zero_optimization` section of a stage."""
+    section = {0: {"stage": 0}, 2: ZERO_2, 3: ZERO_3}[stage]
+    if device == "cuda":
+        return dict(section)
+    return {
+        key: min(value, BUCKET_LIMIT_ON_CPU) if key.endswith("bucket_size") else value
+        for key, value in section.items()
+    }
+
+
+def prepare_environment(device: str) -> None:
+    """Settings that DeepSpeed reads when it is imported."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+
+
+def without_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling its CPU all-reduce for inference at start-up.
+
+    It serves tensor-parallel inference only, needs a C++ compiler in the image and half a minute of the first start.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters with weight decay, and those without: norms and biases, the vectors of a model.
+
+    ZeRO-3 has emptied a parameter before this is called; its true number of axes is in `ds_shape`.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for _, parameter in named:
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decayed if len(shape) > 1 else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, training: Training, device: str) -> Optimizer:
+    """AdamW, fused on GPUs. The rate starts at 0 and is set before every step."""
+    from torch.optim import AdamW
+
+    groups = parameter_groups(model.named_parameters(), training.weight_decay)
+    return AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=device == "cuda")
+
+
+def build_engine(model: nn.Module, training: Training, stage: int, device: str) -> Any:
+    """`deepspeed.initialize` for a loaded model; the process group exists already."""
+    import deepspeed
+    from deepspeed.runtime import engine as engine_module
+
+    own_wrapper = not hasattr(engine_module, "DDP_BFLOAT16")
+    config = engine_config(training, stage, device, own_wrapper)
+    optimizer = build_optimizer(model, training, device)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]

@@ -1,0 +1,132 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+
+from yuan2_core.contract import TrainJob
+from yuan2_trainer.checkpoint import Checkpoints
+from yuan2_trainer.data.order import Course, Indices, Position, epoch_order
+from yuan2_trainer.metrics import MetricsLog
+from yuan2_trainer.outcome import JobError, PreemptedError
+from yuan2_trainer.progress import StepReport, Tracker
+from yuan2_trainer.schedule import rate_factor
+from yuan2_trainer.step import Stepper, StepResult
+from yuan2_trainer.workspace import Workspace
+
+NOT_FINITE_LIMIT = 3
+"""Steps in a row whose loss is not a number after which a run stops: its weights are lost."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Loop:
+    """Steps from a position to the end, with checkpoints on the way."""
+
+    job: TrainJob
+    workspace: Workspace
+    stepper: Stepper
+    course: Course
+    checkpoints: Checkpoints
+    identity: dict[str, Any]
+    total_steps: int
+    last_checkpoint: int | None
+    tracker: Tracker | None = None
+    """Of rank 0 only, as `metrics`."""
+    metrics: MetricsLog | None = None
+    _orders: dict[int, Indices] = field(default_factory=dict)
+    _not_finite: int = 0
+
+    def run(self, position: Position) -> Position:
+        """Train to the end of the course.
+
+        Raises:
+            PreemptedError: the pod was asked to end; a checkpoint was written.
+            JobError: the loss stopped being a number.
+            OutputFullError: no room for a checkpoint.
+        """
+        for after, epoch, first, last in self.course.steps(position):
+            began = time.monotonic()
+            rate = self.job.training.learning_rate * rate_factor(
+                position.step, self.total_steps, self.job.training.warmup_ratio, self.job.training.schedule
+            )
+            result = self.stepper.run(self._order(epoch)[first:last], rate, self.workspace.stop.exists())
+            position = after
+            self._report(position, rate, result, time.monotonic() - began)
+            self._watch_loss(position, result)
+            self._after_step(position, result)
+        return position
+
+    def _after_step(self, position: Position, result: StepResult) -> None:
+        due = position.step % self.job.checkpoint.every_steps == 0
+        ended = position.step >= self.total_steps  # the export follows, which says more than a checkpoint
+        if ended or not (due or result.stop) or self._not_finite:
+            return
+        self.save(position)
+        if result.stop:
+            raise PreemptedError(
+                f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, the next attempt "
+                "goes on from there"
+            )
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint."""
+        self._tell(state="saving")
+        facts = {"total_steps": self.total_steps, "stage": self.job.stage, "identity": self.identity}
+        self.checkpoints.save(self.stepper.engine, position, facts)
+        self.last_checkpoint = position.step
+        self._tell(state="training", last_checkpoint_step=position.step)
+
+    def _order(self, epoch: int) -> Indices:
+        if epoch not in self._orders:
+            self._orders = {epoch: epoch_order(self.course.samples, self.job.training.seed, epoch)}
+        return self._orders[epoch]
+
+    def _watch_loss(self, position: Position, result: StepResult) -> None:
+        self._not_finite = 0 if math.isfinite(result.loss) else self._not_finite + 1
+        if self._not_finite >= NOT_FINITE_LIMIT:
+            saved = (
+                "there is no checkpoint"
+                if self.last_checkpoint is None
+                else (f"the last good checkpoint is that of step {self.last_checkpoint}")
+            )
+            raise JobError(
+                f"training: the loss was not a number in steps {position.step - NOT_FINITE_LIMIT + 1} to "
+                f"{position.step}; lower training.learningRate or check the data; {saved}"
+            )
+
+    def _report(self, position: Position, rate: float, result: StepResult, seconds: float) -> None:
+        if self.tracker is None or self.metrics is None:
+            return
+        report = StepReport(
+            step=position.step,
+            epoch=self.course.epochs_done(position),
+            loss=result.loss,
+            learning_rate=rate,
+            grad_norm=result.grad_norm,
+            tokens=result.tokens,
+            labelled_tokens=result.labelled_tokens,
+            seconds=seconds,
+        )
+        self.tracker.after_step(report, time.monotonic())
+        self.metrics.append(report)
+        _LOG.info(
+            "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s",
+            report.step, self.total_steps, report.loss, rate, report.grad_norm, seconds,
+        )  # fmt: skip
+
+    def _tell(self, **changes: object) -> None:
+        if self.tracker is not None:
+            self.tracker.update(**changes)
+
+
+def world_batch(job: TrainJob) -> int:
+    """Samples of a global batch."""
+    return dist.get_world_size() * job.training.micro_batch_size * job.training.gradient_accumulation_steps

@@ -1,0 +1,89 @@
+"""What can be found wrong before a device is used. No torch: it takes a fraction of a second besides the data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from yuan2_core.contract import TrainJob
+from yuan2_core.errors import ModelError
+from yuan2_core.presets import config_differences
+from yuan2_core.tokenizer import Yuan2Tokenizer
+from yuan2_model import check_model_directory
+from yuan2_model.dimensions import Dimensions
+from yuan2_trainer.data.prepare import Beat, Prepared, prepare
+from yuan2_trainer.manifest import BYTES_PER_PARAMETER
+from yuan2_trainer.outcome import JobError, OutputFullError
+from yuan2_trainer.workspace import Workspace
+
+BYTES_OF_WEIGHT = {"bf16": 2, "fp32": 4}
+EXPORT_ROOM = 1.05
+"""Room for config, tokenizer and metrics beside the weights."""
+
+
+def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
+    """Check model, tokenizer and output, then prepare the data.
+
+    Raises:
+        UserError: one line with the reason, the file and the field.
+    """
+    dimensions = check_model(job)
+    tokenizer = check_tokenizer(job, dimensions)
+    check_output(job, dimensions.parameters)
+    prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat)
+    if prepared.longest > dimensions.max_position_embeddings:
+        raise JobError(
+            f"training.maxLength {job.training.max_length}: a sequence has {prepared.longest} tokens, the model at "
+            f"most {dimensions.max_position_embeddings}; set training.maxLength to that or less"
+        )
+    return prepared
+
+
+def check_model(job: TrainJob) -> Dimensions:
+    """The model's dimensions, after its files were compared with its config.json and that one with the preset."""
+    directory = Path(job.model.path)
+    facts = check_model_directory(directory)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    problems = config_differences(config, job.model.size)
+    if problems:
+        raise ModelError(f"{directory}: {'; '.join(problems)}; set model.size to its size or to custom")
+    return facts.dimensions
+
+
+def check_tokenizer(job: TrainJob, dimensions: Dimensions) -> Yuan2Tokenizer:
+    """The tokenizer of the model directory, whose ids must all have a row in the embedding."""
+    tokenizer = Yuan2Tokenizer.from_pretrained(job.model.path)
+    if tokenizer.vocab_size > dimensions.vocab_size:
+        raise ModelError(
+            f"{job.model.path}: the tokenizer has {tokenizer.vocab_size} tokens, config.json's vocab_size is "
+            f"{dimensions.vocab_size}; use the tokenizer that belongs to the model"
+        )
+    return tokenizer
+
+
+def check_output(job: TrainJob, parameters: int) -> None:
+    """The output directory can be written and has room for one more checkpoint and the model."""
+    output = Path(job.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        if not output.exists() or error.errno is None:
+            raise JobError(f"output: {output} cannot be made: {error.strerror}") from error
+        raise _unwritable(output, error) from error
+    needed = parameters * (BYTES_PER_PARAMETER + EXPORT_ROOM * BYTES_OF_WEIGHT[job.training.precision])
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise OutputFullError(
+            f"output: {output} has {free / 1e9:.2f} GB free, a checkpoint and the model need {needed / 1e9:.2f} GB; "
+            "free space or ask for a larger claim"
+        )
+
+
+def _unwritable(output: Path, error: OSError) -> JobError:
+    return JobError(
+        f"output: {output} cannot be written: {error.strerror}; mount the claim read-write, for the pod's user"
+    )

@@ -1,0 +1,111 @@
+"""What is known of a running attempt: kept by rank 0, read by the launcher, which answers for it.
+
+The launcher serves, so that a rank that hangs in a collective does not silence the very number that would show it
+(`lastStepAgeSeconds`). Times that cross the two processes are `time.monotonic()`, one clock on a Linux machine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+
+from yuan2_core.contract import Progress, TrainState
+from yuan2_trainer.workspace import Workspace, read_text, replace
+
+RECENT_STEPS = 20
+"""Steps that the rate of tokens and the remaining time are averaged over."""
+
+
+class Snapshot(BaseModel):
+    """What rank 0 knows after a step."""
+
+    state: TrainState = "starting"
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    samples: int = 0
+    dropped_samples: int = 0
+    resumed_from_step: int | None = None
+    last_checkpoint_step: int | None = None
+    step_seconds: float | None = None
+    """Mean duration of recent steps."""
+    last_step_at: float | None = None
+    seconds_in_steps: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The numbers of one optimizer step."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Tokens of the global batch, padding not counted."""
+    labelled_tokens: int
+    seconds: float
+
+
+@dataclass
+class Tracker:
+    """Folds step reports into a snapshot and leaves it in the workspace."""
+
+    workspace: Workspace
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+
+    def update(self, **changes: object) -> None:
+        self.snapshot = self.snapshot.model_copy(update=changes)
+        replace(self.workspace.progress, self.snapshot.model_dump_json())
+
+    def after_step(self, report: StepReport, now: float) -> None:
+        self._recent.append((report.tokens, report.seconds))
+        seconds = sum(item[1] for item in self._recent)
+        tokens = sum(item[0] for item in self._recent)
+        self.update(
+            state="training",
+            step=report.step,
+            epoch=report.epoch,
+            loss=report.loss,
+            learning_rate=report.learning_rate,
+            grad_norm=report.grad_norm,
+            tokens_per_second=tokens / seconds if seconds else None,
+            step_seconds=seconds / len(self._recent),
+            last_step_at=now,
+            seconds_in_steps=self.snapshot.seconds_in_steps + report.seconds,
+        )
+
+
+def read_snapshot(workspace: Workspace) -> Snapshot:
+    """The last snapshot, or that of an attempt which has not begun."""
+    text = read_text(workspace.progress)
+    return Snapshot() if text is None else Snapshot.model_validate_json(text)
+
+
+def progress_at(snapshot: Snapshot, name: str, attempt: int, started_at: float, now: float) -> Progress:
+    """A snapshot as the operator reads it at `now`; ages and the remaining time grow or shrink between steps."""
+    age = None if snapshot.last_step_at is None else max(0.0, now - snapshot.last_step_at)
+    return Progress(
+        name=name,
+        attempt=attempt,
+        last_step_age_seconds=age,
+        eta_seconds=_eta(snapshot, age),
+        seconds_total=now - started_at,
+        **snapshot.model_dump(exclude={"step_seconds", "last_step_at"}),
+    )
+
+
+def _eta(snapshot: Snapshot, age: float | None) -> float | None:
+    if snapshot.step_seconds is None or age is None:
+        return None
+    left = (snapshot.total_steps - snapshot.step) * snapshot.step_seconds
+    return max(0.0, left - min(age, snapshot.step_seconds))

@@ -1,0 +1,186 @@
+"""One training process, started by torchrun: `python -m yuan2_trainer.rank WORKSPACE`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yuan2_core.contract import EXIT_COMPLETE, EXIT_CRASHED, TrainJob
+from yuan2_trainer.data.prepare import Prepared
+from yuan2_trainer.deepspeed import prepare_environment, without_shared_memory_op
+from yuan2_trainer.logs import configure_logging
+from yuan2_trainer.outcome import JobError, Outcome, outcome_of
+from yuan2_trainer.parent import die_with_parent
+from yuan2_trainer.workspace import Workspace, read_text, replace
+
+if TYPE_CHECKING:
+    from yuan2_trainer.data.order import Position
+    from yuan2_trainer.loop import Loop
+
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""Longer than rank 0 takes to export a model; a rank that died is noticed by its closed connection, not by this."""
+_POLL_SECONDS = 0.02
+_LOG = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Train, and leave word of how it ended in the workspace. Never returns to the interpreter's own shutdown."""
+    die_with_parent()
+    workspace = Workspace(Path(arguments[0]))
+    rank = int(os.environ["RANK"])
+    configure_logging(f"rank {rank}")
+    try:
+        outcome = Outcome(EXIT_COMPLETE, "Complete", train(workspace))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher must hear of it
+        outcome = outcome_of(error)
+        if outcome.exit_code == EXIT_CRASHED:
+            traceback.print_exc()
+    replace(workspace.outcome(rank), outcome.to_json())
+    _LOG.log(logging.INFO if outcome.exit_code == EXIT_COMPLETE else logging.ERROR, outcome.message)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads of a collective that will never end must not hold a failed rank back.
+    os._exit(outcome.exit_code)
+
+
+def train(workspace: Workspace) -> str:
+    """The whole life of a rank; returns the sentence that a completed run ends with."""
+    job = TrainJob.model_validate_json(workspace.job.read_bytes())
+    prepare_environment(job.launch.device)
+    start_process_group(job.launch.device)
+    prepared = _wait_until_prepared(workspace)
+
+    import torch.distributed as dist
+
+    from yuan2_trainer.export import completed_step, export_model, write_record
+    from yuan2_trainer.identity import run_identity
+
+    identity = run_identity(job, prepared.fingerprint)
+    done = completed_step(job, identity)
+    if done is not None:
+        return f"{job.output}/model is the result of this very run already: {done} steps"
+    loop, position = build_loop(job, workspace, prepared, identity)
+    if dist.get_rank() == 0:
+        write_record(job, identity, position.step, complete=False)
+    position = loop.run(position)
+    if loop.metrics is not None:
+        loop.metrics.close()
+    if loop.tracker is not None:
+        loop.tracker.update(state="exporting")
+    model = export_model(loop.stepper.engine, job)
+    if dist.get_rank() == 0:
+        write_record(job, identity, position.step, complete=True)
+    if loop.tracker is not None:
+        loop.tracker.update(state="complete")
+    dist.barrier()
+    return f"{position.step} steps done; the model is in {model}"
+
+
+def start_process_group(device: str) -> None:
+    """Join the other ranks: gloo on `cpu`, NCCL on `cuda`."""
+    import deepspeed
+    import torch
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise JobError(
+                "launch.device is cuda, but the pod sees no GPU; set workers.gpusPerWorker and use a GPU node"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    else:
+        without_shared_memory_op()
+    backend = "nccl" if device == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+
+
+def build_loop(
+    job: TrainJob, workspace: Workspace, prepared: Prepared, identity: dict[str, Any]
+) -> tuple[Loop, Position]:
+    """Model, optimizer, data and position, from the newest checkpoint or from the beginning."""
+    import torch
+    import torch.distributed as dist
+
+    from yuan2_trainer.checkpoint import Checkpoints
+    from yuan2_trainer.data.order import Course, Position
+    from yuan2_trainer.data.store import SampleStore
+    from yuan2_trainer.loading import load_engine
+    from yuan2_trainer.loop import Loop, world_batch
+    from yuan2_trainer.metrics import MetricsLog
+    from yuan2_trainer.step import Stepper
+
+    output = Path(job.output)
+    checkpoints = Checkpoints(output / "checkpoints", job.checkpoint.keep, _LOG.warning)
+    found = checkpoints.latest()
+    if found is not None:
+        _refuse_another_run(found.manifest.identity, identity, found.directory)
+    position = Position() if found is None else found.manifest.position
+    course = Course.of(job.training, prepared.samples, world_batch(job))
+    total = course.total_steps(position)
+    torch.manual_seed(job.training.seed)
+    engine = load_engine(job, found)
+    stepper = Stepper(
+        engine=engine,
+        store=SampleStore.open(workspace.samples),
+        device=engine.device,
+        micro_batch_size=job.training.micro_batch_size,
+        accumulation_steps=job.training.gradient_accumulation_steps,
+        pad_id=prepared.pad_id,
+        max_length=job.training.max_length,
+        max_grad_norm=job.training.max_grad_norm,
+    )
+    loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, found and position.step)
+    if dist.get_rank() == 0:
+        loop.metrics = MetricsLog(output / "metrics.jsonl", position.step)
+        loop.tracker = _tracker(workspace, prepared, position, total, found is not None)
+    if found is not None:
+        _LOG.info("going on from %s, step %d of %d", found.directory.name, position.step, total)
+    return loop, position
+
+
+def _tracker(workspace: Workspace, prepared: Prepared, position: Position, total: int, resumed: bool) -> Any:
+    from yuan2_trainer.progress import Tracker
+
+    tracker = Tracker(workspace)
+    tracker.update(
+        state="training",
+        step=position.step,
+        total_steps=total,
+        samples=prepared.samples,
+        dropped_samples=prepared.dropped_samples,
+        resumed_from_step=position.step if resumed else None,
+        last_checkpoint_step=position.step if resumed else None,
+        last_step_at=time.monotonic(),
+    )
+    return tracker
+
+
+def _refuse_another_run(before: dict[str, Any], now: dict[str, Any], directory: Path) -> None:
+    from yuan2_trainer.identity import differences
+
+    changed = differences(before, now)
+    if changed:
+        raise JobError(
+            f"output: {directory.parent} holds checkpoints of another run: {'; '.join(changed)}; give another output "
+            "path, or delete that directory to begin anew"
+        )
+
+
+def _wait_until_prepared(workspace: Workspace) -> Prepared:
+    """Wait for the launcher, which ends this process if the data turn out to be unusable."""
+    while (text := read_text(workspace.prepared)) is None:
+        time.sleep(_POLL_SECONDS)
+    return Prepared.model_validate_json(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,29 @@
+"""The learning rate of a step, a pure function.
+
+The formulas are those of `transformers.optimization.get_{cosine,linear,constant}_schedule_with_warmup`, which the
+published recipe trains with: the step counted from 0, so that a warm-up starts at 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+from yuan2_core.contract import Schedule
+
+
+def warmup_steps(total_steps: int, ratio: float) -> int:
+    """Steps in which the rate rises, rounded up as `TrainingArguments.get_warmup_steps` does."""
+    return math.ceil(total_steps * ratio)
+
+
+def rate_factor(step: int, total_steps: int, warmup_ratio: float, schedule: Schedule) -> float:
+    """What the peak rate is multiplied by in optimizer step `step` (0-based): a number in [0, 1]."""
+    warmup = warmup_steps(total_steps, warmup_ratio)
+    if step < warmup:
+        return step / max(1, warmup)
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,112 @@
+"""`GET /progress` (JSON) and `GET /metrics` (Prometheus) of one attempt."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from yuan2_core.contract import Progress
+
+ReadProgress = Callable[[], Progress]
+
+_GAUGES: tuple[tuple[str, str, str], ...] = (
+    ("step", "step", "Optimizer steps done, earlier attempts included"),
+    ("total_steps", "total_steps", "Optimizer steps of the whole run"),
+    ("epoch", "epoch", "Passes over the data"),
+    ("loss", "loss", "Mean loss over the labelled tokens of the last global batch"),
+    ("learning_rate", "learning_rate", "Learning rate of the last step"),
+    ("grad_norm", "grad_norm", "Gradient norm of the last step, before clipping"),
+    (
+        "tokens_per_second",
+        "tokens_per_second",
+        "Tokens of all ranks a second of step time, padding not counted",
+    ),
+    ("samples", "samples", "Sequences to train on"),
+    ("dropped_samples", "dropped_samples", "Sequences and records left out"),
+    ("last_checkpoint_step", "last_checkpoint_step", "Step of the last complete checkpoint"),
+    ("eta_seconds", "eta_seconds", "Remaining time at the recent pace"),
+    ("last_step_age_seconds", "last_step_age_seconds", "Time since the last optimizer step ended"),
+)
+_COUNTERS: tuple[tuple[str, str, str], ...] = (
+    ("seconds_in_steps", "seconds_in_steps", "Wall time of this attempt inside optimizer steps"),
+    ("seconds", "seconds_total", "Wall time of this attempt"),
+)
+
+
+class TrainCollector(Collector):
+    """Turns a `Progress` into metric families `yuan2_train_*`; what is not known yet is absent."""
+
+    def __init__(self, read: ReadProgress) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        progress = self._read()
+        labels = {"name": progress.name, "attempt": str(progress.attempt)}
+        for name, attribute, text in _GAUGES:
+            value = getattr(progress, attribute)
+            if value is not None:
+                gauge = GaugeMetricFamily(f"yuan2_train_{name}", text, labels=labels)
+                gauge.add_metric(list(labels.values()), float(value))
+                yield gauge
+        for name, attribute, text in _COUNTERS:
+            counter = CounterMetricFamily(f"yuan2_train_{name}", text, labels=labels)
+            counter.add_metric(list(labels.values()), float(getattr(progress, attribute)))
+            yield counter
+        state = GaugeMetricFamily(
+            "yuan2_train_state", "1 for the state the attempt is in", labels=[*labels, "state"]
+        )
+        state.add_metric([*labels.values(), progress.state], 1.0)
+        yield state
+
+
+class ProgressServer:
+    """Answers from a thread of its own; reading progress touches files only, so it never waits for a rank."""
+
+    def __init__(self, port: int, read: ReadProgress) -> None:
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(TrainCollector(read))
+        self._server = ThreadingHTTPServer(("", port), _handler(read, registry))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="progress", daemon=True)
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(read: ReadProgress, registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
+    def body_of(path: str) -> tuple[int, str, bytes]:
+        if path == "/progress":
+            return 200, "application/json", read().to_json().encode()
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest(registry)
+        return 404, "text/plain; charset=utf-8", b"this port answers /progress and /metrics\n"
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            status, kind, body = body_of(self.path.split("?", 1)[0])
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+            """A poll every few seconds is no news."""
+
+    return Handler

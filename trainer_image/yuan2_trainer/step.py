@@ -1,0 +1,109 @@
+"""One optimizer step: the micro batches of a rank, and the numbers all ranks agree on afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yuan2_trainer.data.collate import collate
+from yuan2_trainer.data.order import Indices, micro_batches, share_of_rank
+from yuan2_trainer.data.store import SampleStore
+from yuan2_trainer.fragments import inner_optimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, equal on all ranks."""
+
+    loss: float
+    """Mean over the labelled tokens of the global batch."""
+    grad_norm: float
+    """2-norm of the gradient of that loss, before clipping."""
+    stop: bool
+    """Some rank was asked to end."""
+    tokens: int
+    labelled_tokens: int
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Takes global batches through the engine.
+
+    The loss of a global batch is the mean over its labelled tokens, on whatever rank and in whatever micro batch they
+    are. Their number is known before the step, so each micro batch contributes `sum of its losses / that number`;
+    DeepSpeed averages gradients over ranks and accumulation steps, which the factor `world size * accumulation steps`
+    undoes.
+    """
+
+    engine: Any
+    store: SampleStore
+    device: torch.device
+    micro_batch_size: int
+    accumulation_steps: int
+    pad_id: int
+    max_length: int
+    max_grad_norm: float
+
+    def run(self, batch: Indices, learning_rate: float, stop: bool) -> StepResult:
+        """One optimizer step over the samples `batch` of all ranks."""
+        labelled = int(self.store.labelled[batch].sum())
+        local_loss = self._accumulate(batch, labelled)
+        for group in inner_optimizer(self.engine).param_groups:
+            group["lr"] = learning_rate
+        own_norm = self._clip_without_zero()
+        self.engine.step()
+        loss, stops = self._agree(local_loss, stop)
+        norm = float(self.engine.get_global_grad_norm() if own_norm is None else own_norm)
+        tokens = int(self.store.lengths[batch].sum())
+        return StepResult(loss / max(1, labelled), norm, stops > 0, tokens, labelled)
+
+    def _accumulate(self, batch: Indices, labelled: int) -> Tensor:
+        """Forward and backward of this rank's share; returns its sum of losses."""
+        cut = micro_batches(batch, self.store.lengths, self.micro_batch_size)
+        mine = share_of_rank(cut, dist.get_rank(), dist.get_world_size())
+        scale = dist.get_world_size() * self.accumulation_steps / max(1, labelled)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, indices in enumerate(mine, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(mine))
+            # A rank with nothing left computes a sample that counts for nothing: collectives need every rank.
+            loss_sum = self._loss_sum(batch[:1] if indices is None else indices)
+            if indices is None:
+                loss_sum = loss_sum * 0.0
+            self.engine.backward(loss_sum * scale)
+            total += loss_sum.detach()
+        return total
+
+    def _loss_sum(self, indices: Indices) -> Tensor:
+        rows = collate(self.store, indices, self.pad_id, self.max_length)
+        output = self.engine(
+            input_ids=self._tensor(rows.input_ids),
+            attention_mask=self._tensor(rows.attention_mask),
+            labels=self._tensor(rows.labels),
+            use_cache=False,
+            return_logits=False,
+            loss_reduction="sum",
+        )
+        loss: Tensor = output.loss
+        return loss
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+    def _clip_without_zero(self) -> Tensor | None:
+        """Clip plain fp32 gradients and return their norm, which DeepSpeed does not tell without ZeRO."""
+        if hasattr(self.engine.optimizer, "optimizer"):
+            return None
+        limit = self.max_grad_norm or float("inf")
+        parameters = [item for item in self.engine.module.parameters() if item.requires_grad]
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def _agree(self, local_loss: Tensor, stop: bool) -> tuple[float, float]:
+        numbers = torch.stack((local_loss, torch.full_like(local_loss, float(stop))))
+        dist.all_reduce(numbers)
+        loss, stops = numbers.tolist()
+        return loss, stops

@@ -1,0 +1,70 @@
+"""The directory through which the processes of one pod talk: small files, replaced whole.
+
+A file is either absent or complete, so that no process ever waits for another one's lock, and a process that died
+cannot leave a half-written message behind.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below one directory of a pod's own file system."""
+
+    root: Path
+
+    @property
+    def job(self) -> Path:
+        """The `TrainJob` as the ranks read it."""
+        return self.root / "job.json"
+
+    @property
+    def samples(self) -> Path:
+        """The prepared data: a `SampleStore`."""
+        return self.root / "samples"
+
+    @property
+    def prepared(self) -> Path:
+        """Facts about the data; its presence tells the ranks that they may start."""
+        return self.root / "prepared.json"
+
+    @property
+    def progress(self) -> Path:
+        """The last `Snapshot` of rank 0."""
+        return self.root / "progress.json"
+
+    @property
+    def stop(self) -> Path:
+        """Present when the pod was asked to end (SIGTERM)."""
+        return self.root / "stop"
+
+    @property
+    def exits(self) -> Path:
+        """Exit codes of the ranks as torchrun saw them."""
+        return self.root / "exits.json"
+
+    def outcome(self, rank: int) -> Path:
+        """How a rank ended, in its own words."""
+        return self.root / f"outcome-{rank}.json"
+
+    def outcomes(self) -> list[Path]:
+        return sorted(self.root.glob("outcome-*.json"))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new text, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def read_text(path: Path) -> str | None:
+    """The content of a file, `None` while it is absent."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
