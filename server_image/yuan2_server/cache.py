@@ -1,0 +1,57 @@
+"""Where each running sequence's keys, values and filter inputs are, and how many tokens of them fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from yuan2_server.sequence import Sequence
+
+SHARE_OF_FREE_MEMORY = 0.8
+"""Of what is free once the weights are loaded; the rest is for activations."""
+
+
+class CacheStore:
+    """One model cache a running sequence. The caches are the model's own objects; nothing here looks into
+    them."""
+
+    def __init__(self) -> None:
+        self._caches: dict[int, Any] = {}
+
+    def get(self, sequence: Sequence) -> Any | None:
+        """The cache that holds the first `computed` tokens; None when that is none."""
+        return self._caches.get(sequence.id)
+
+    def put(self, sequence: Sequence, cache: Any) -> None:
+        """Keep the cache for the sequence's next step."""
+        self._caches[sequence.id] = cache
+
+    def drop(self, sequence: Sequence) -> None:
+        """Free the memory of a sequence that has ended."""
+        self._caches.pop(sequence.id, None)
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+
+def token_bytes(layers: int, hidden: int, element_size: int) -> int:
+    """Bytes a cached token takes: a key and a value of `hidden` elements in each layer."""
+    return 2 * layers * hidden * element_size
+
+
+def token_budget(free_bytes: int, bytes_per_token: int) -> int:
+    """Tokens that fit into the share of free memory that caches may take."""
+    return int(free_bytes * SHARE_OF_FREE_MEMORY) // bytes_per_token
+
+
+def free_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes this container may still allocate: what the machine has left, or less when its cgroup has a
+    limit."""
+    meminfo = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    try:
+        limit = int((cgroup / "memory.max").read_text())  # "max" when there is no limit
+        used = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return max(min(available, limit - used), 0)

@@ -1,0 +1,76 @@
+"""OpenAI's error bodies, and what a worker's error codes mean in them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from yuan2_server.protocol import ErrorCode
+
+_WORKER_NAMES = {"max_new_tokens": "max_tokens", "prompt": "messages"}
+"""Fields whose names differ between FastChat's protocol and OpenAI's API."""
+_FIELD = re.compile(r"([a-z_]+)[\w.\[\]]*: ")
+
+
+class OpenAIError(Exception):
+    """An error as OpenAI's API reports it."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, type_: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.type = type_ or ("invalid_request_error" if status < 500 else "server_error")
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        return {
+            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code},
+        }
+
+    def response(self) -> JSONResponse:
+        """The HTTP answer. Clients may retry 429 and 503 after a second."""
+        headers = {"retry-after": "1"} if self.status in (429, 503) else None
+        return JSONResponse(self.body(), status_code=self.status, headers=headers)
+
+
+def invalid(param: str | None, message: str, code: str | None = None) -> OpenAIError:
+    """A request that cannot be answered as it is: 400, naming the parameter."""
+    return OpenAIError(400, message, param=param, code=code)
+
+
+def model_not_found(model: str, available: list[str]) -> OpenAIError:
+    """404 for a model that nobody serves here."""
+    known = f"; available: {', '.join(available)}" if available else ""
+    return OpenAIError(
+        404, f"The model `{model}` does not exist{known}.", param="model", code="model_not_found"
+    )
+
+
+def no_worker(model: str) -> OpenAIError:
+    """503 while the model is served here but no worker is ready."""
+    return OpenAIError(503, f"No worker for `{model}` is ready; try again later.", code="no_worker")
+
+
+def from_worker(code: int, message: str, model: str) -> OpenAIError:
+    """The error that a worker's `error_code` stands for."""
+    if code == ErrorCode.INVALID_MODEL:
+        return model_not_found(model, [])
+    if code == ErrorCode.CONTEXT_OVERFLOW:
+        return invalid("messages", message, "context_length_exceeded")
+    if code in (ErrorCode.RATE_LIMIT, ErrorCode.QUOTA_EXCEEDED):
+        return OpenAIError(429, message, code="rate_limit_exceeded", type_="rate_limit_error")
+    if code in (ErrorCode.ENGINE_OVERLOADED, ErrorCode.CONTROLLER_NO_WORKER):
+        return OpenAIError(503, message, code="no_worker")
+    if 40000 <= code < 41000 or code == ErrorCode.PARAM_OUT_OF_RANGE:
+        found = _FIELD.match(message)
+        field = found.group(1) if found else None
+        return invalid(_WORKER_NAMES.get(field, field) if field else None, message)
+    if code == ErrorCode.CUDA_OUT_OF_MEMORY:
+        return OpenAIError(500, message, code="out_of_memory")
+    return OpenAIError(500, message, code="worker_failed")

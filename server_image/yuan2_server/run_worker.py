@@ -1,0 +1,124 @@
+"""The worker program: load the model, join the controller, answer, and leave in order on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from yuan2_core.contract import ServeJob
+from yuan2_core.errors import UserError
+from yuan2_server.lifecycle import HttpServer, stop_requested
+from yuan2_server.registration import Registration, heart_beat_interval
+from yuan2_server.worker import ModelWorker, ServedModel
+from yuan2_server.worker_app import WorkerHost, build_app
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 1.0
+"""After the withdrawal, requests whose senders had asked the controller before it still arrive."""
+DRAIN_SECONDS = 600.0
+"""Longest wait for running requests; the pod's grace period usually ends it sooner."""
+
+
+async def run_worker(job: ServeJob, address: str) -> None:
+    """Serve until SIGTERM. Raises UserError when the model cannot be served as it is."""
+    try:
+        interval = heart_beat_interval()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    stop = stop_requested()
+    host = WorkerHost(job.served_name)
+    server = HttpServer(build_app(host), job.worker.port)
+    await server.start()
+    try:
+        worker = await _until(stop, asyncio.create_task(_load(job, host)))
+        if worker is not None:
+            await _serve(job, host, worker, address, interval, stop)
+    finally:
+        await server.stop()
+
+
+async def _load(job: ServeJob, host: WorkerHost) -> ModelWorker:
+    started = time.monotonic()
+    model = await asyncio.to_thread(load_served_model, job)
+    log.info("loaded %s in %.1f s", job.model_path, time.monotonic() - started)
+    return ModelWorker(model, host.metrics)
+
+
+async def _until(stop: asyncio.Event, task: asyncio.Task[ModelWorker]) -> ModelWorker | None:
+    """The task's result, or None when the program is asked to stop first."""
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopping, task}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    return task.result() if task.done() else None
+
+
+async def _serve(
+    job: ServeJob, host: WorkerHost, worker: ModelWorker, address: str, interval: float, stop: asyncio.Event
+) -> None:
+    engine = worker.model.engine
+    engine.start()
+    _add_gauges(host, worker)
+    host.worker = worker
+    registration = Registration(job.worker.controller_url, address, worker.status, interval)
+    host.is_registered = lambda: registration.registered
+    beats = asyncio.create_task(registration.run())
+    await stop.wait()
+    log.info("draining %d requests", engine.load)
+    worker.draining = True
+    await registration.withdraw()
+    await _drain(worker)
+    beats.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await beats
+    await asyncio.to_thread(engine.close)
+
+
+async def _drain(worker: ModelWorker) -> None:
+    deadline = time.monotonic() + DRAIN_SECONDS
+    await asyncio.sleep(SETTLE_SECONDS)
+    while worker.model.engine.load and time.monotonic() < deadline:  # noqa: ASYNC110 -- once in a lifetime
+        await asyncio.sleep(0.05)
+
+
+def _add_gauges(host: WorkerHost, worker: ModelWorker) -> None:
+    engine, gauge = worker.model.engine, host.metrics.gauge
+    gauge("yuan2_worker_queue_length", "Requests that run or wait.", lambda: engine.load)
+    gauge("yuan2_worker_running_sequences", "Sequences that hold a cache.", lambda: engine.stats.running)
+    gauge(
+        "yuan2_worker_cached_tokens",
+        "Tokens that the caches of running sequences hold at their longest.",
+        lambda: engine.stats.cached_tokens,
+    )
+
+
+def load_served_model(job: ServeJob) -> ServedModel:
+    """Load tokenizer and weights. torch is imported here, once /healthz answers. Raises UserError."""
+    from yuan2_core.tokenizer import Yuan2Tokenizer
+    from yuan2_server import runner
+    from yuan2_server.engine import Engine
+    from yuan2_server.sampler import Sampler
+    from yuan2_server.scheduler import Limits
+
+    spec = job.worker
+    tokenizer = Yuan2Tokenizer.from_pretrained(job.model_path)
+    loaded = runner.load(job.model_path, spec.device, spec.precision)
+    if tokenizer.vocab_size > loaded.vocabulary:
+        raise UserError(
+            f"{job.model_path}: the tokenizer has {tokenizer.vocab_size} tokens, more than the "
+            f"{loaded.vocabulary} rows of the model's embedding; use the tokenizer of this model"
+        )
+    context = spec.max_model_length or loaded.context_length
+    if context > loaded.context_length:
+        raise UserError(
+            f"maxModelLength: {context} is more than the model's {loaded.context_length} positions; lower it"
+        )
+    model_runner = runner.ModelRunner(loaded.model)
+    limits = Limits(
+        max_sequences=spec.max_concurrent_requests,
+        max_cached_tokens=runner.cached_token_budget(loaded.model, spec.device),
+    )
+    engine = Engine(model_runner, Sampler(tokenizer.vocab_size), limits)
+    return ServedModel(job.served_name, tokenizer, engine, model_runner.embed, context)

@@ -1,0 +1,123 @@
+"""Runs the model over what the scheduler chose. Tensor suffixes: B batch, T positions, H hidden, V
+vocabulary."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yuan2_core.contract import Device, ServePrecision
+from yuan2_server.cache import CacheStore, free_host_memory, token_budget, token_bytes
+from yuan2_server.protocol import ErrorCode, RequestError
+from yuan2_server.scheduler import Slice
+from yuan2_server.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer."""
+
+    model: Any
+    """`yuan2_model.Yuan2ForCausalLM` in eval mode, on its device."""
+    context_length: int
+    """Tokens of prompt and answer together that the model was made for."""
+    vocabulary: int
+    """Rows of the embedding."""
+
+
+class ModelRunner:
+    """Prefills prompts and decodes, one sequence after the other, keeping a cache for each.
+
+    All methods run on the engine's thread.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._caches = CacheStore()
+
+    @property
+    def cached_sequences(self) -> int:
+        """Caches held."""
+        return len(self._caches)
+
+    def run(self, work: tuple[Slice, ...]) -> list[Tensor]:
+        """Logits [V] after the last position of each slice. Raises RequestError when memory runs out."""
+        try:
+            return [self._run_slice(piece) for piece in work]
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            raise _memory_error(error) from error
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop the cache of a sequence."""
+        self._caches.drop(sequence)
+
+    @torch.inference_mode()
+    def embed(self, token_ids: list[int]) -> list[float]:
+        """The mean of the last hidden states (after the final norm) over all tokens, scaled to length 1:
+        [H]."""
+        hidden_BTH = self._model.model(input_ids=self._ids([*token_ids])).last_hidden_state
+        mean_H = hidden_BTH[0].float().mean(dim=0)
+        return torch.nn.functional.normalize(mean_H, dim=0).tolist()
+
+    @torch.inference_mode()
+    def _run_slice(self, piece: Slice) -> Tensor:
+        output = self._model.model(
+            input_ids=self._ids(piece.token_ids),
+            past_key_values=self._caches.get(piece.sequence),
+            use_cache=True,
+        )
+        self._caches.put(piece.sequence, output.past_key_values)
+        return self._model.lm_head(output.last_hidden_state[0, -1])
+
+    def _ids(self, token_ids: list[int]) -> Tensor:
+        return torch.tensor([token_ids], device=self._device)
+
+
+def _memory_error(error: Exception) -> Exception:
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return RequestError(
+            ErrorCode.CUDA_OUT_OF_MEMORY,
+            "out of memory; send a shorter prompt, or lower maxModelLength or maxConcurrentRequests",
+        )
+    return error
+
+
+def cached_token_budget(model: Any, device: Device) -> int:
+    """Tokens of cache that fit beside the loaded weights."""
+    config = model.config
+    element_size = next(model.parameters()).element_size()
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_host_memory()
+    return token_budget(free, token_bytes(config.num_hidden_layers, config.hidden_size, element_size))
+
+
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may use: its affinity, or less when the cgroup has a quota (rounded up)."""
+    affinity = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return affinity
+    return affinity if quota == "max" else max(1, min(affinity, -(-int(quota) // int(period))))
+
+
+def load(path: str, device: Device, precision: ServePrecision) -> LoadedModel:
+    """Load a model directory for inference. Raises yuan2_core.errors.UserError when the directory is not
+    whole."""
+    from yuan2_model.weights import load_model
+
+    if device == "cpu":
+        torch.set_num_threads(available_cpus())
+    model = load_model(path, dtype=DTYPES[precision], device=device)
+    model.eval().requires_grad_(False)
+    return LoadedModel(model, int(model.config.max_position_embeddings), int(model.config.vocab_size))
