@@ -188,8 +188,13 @@ def job_volume(config: str) -> Manifest:
 
 
 def job_mount() -> Manifest:
-    """The mount of `job.json`'s directory."""
-    return {"name": JOB_VOLUME, "mountPath": str(JOB_FILE.parent), "readOnly": True}
+    """The mount of `job.json` alone: nothing could be mounted below the directory of a read-only volume."""
+    return {
+        "name": JOB_VOLUME,
+        "mountPath": str(JOB_FILE),
+        "subPath": JOB_FILE.name,
+        "readOnly": True,
+    }
 
 
 def scratch_volume(limit: str | None = None) -> Manifest:

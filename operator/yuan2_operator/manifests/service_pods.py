@@ -21,7 +21,9 @@ from yuan2_operator.manifests.common import (
 )
 
 PORT_NAME = "http"
-PROBE_PERIOD_SECONDS = 5
+START_PERIOD_SECONDS = 1
+READY_PERIOD_SECONDS = 2
+LIVE_PERIOD_SECONDS = 5
 PROBE_TIMEOUT_SECONDS = 5
 LIVENESS_FAILURES = 12
 """A minute without an answer: a busy process answers late, a dead one never."""
@@ -31,11 +33,11 @@ START_SECONDS = 300
 def probes(ready: str, live: str, *, start_seconds: int = START_SECONDS) -> Manifest:
     """Start-up, readiness and liveness by HTTP; liveness counts only once the start-up probe has passed."""
     return {
-        "startupProbe": {**_get(live), "periodSeconds": 2, "failureThreshold": start_seconds // 2},
-        "readinessProbe": {**_get(ready), "periodSeconds": PROBE_PERIOD_SECONDS, "failureThreshold": 2},
+        "startupProbe": {**_get(live), "periodSeconds": START_PERIOD_SECONDS, "failureThreshold": start_seconds},
+        "readinessProbe": {**_get(ready), "periodSeconds": READY_PERIOD_SECONDS, "failureThreshold": 3},
         "livenessProbe": {
             **_get(live),
-            "periodSeconds": PROBE_PERIOD_SECONDS,
+            "periodSeconds": LIVE_PERIOD_SECONDS,
             "failureThreshold": LIVENESS_FAILURES,
         },
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 from yuan2_core.contract import PORT_CONTROLLER, PORT_WORKER, ApiJob, ServeJob, WorkerJob
 from yuan2_operator.api.finetune import FineTuneStatus
@@ -25,26 +24,7 @@ from yuan2_operator.constants import (
     Reason,
 )
 from yuan2_operator.plan.owner import Owner, digest, label_selector, selector_labels
-
-ReferenceKind = Literal["PersistentVolumeClaim", "Secret"]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """An object of the same namespace that must exist before pods can start."""
-
-    kind: ReferenceKind
-    name: str
-    field: str
-    """The field of the spec that names it."""
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """Why there is no plan: the content of `Accepted=False`."""
-
-    reason: str
-    message: str
+from yuan2_operator.plan.references import Reference, Rejection
 
 
 @dataclass(frozen=True)

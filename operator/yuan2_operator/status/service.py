@@ -28,8 +28,8 @@ from yuan2_operator.constants import (
     Reason,
 )
 from yuan2_operator.plan.owner import Owner
+from yuan2_operator.plan.references import Rejection
 from yuan2_operator.plan.service import (
-    Rejection,
     ServicePlan,
     component_name,
     components,

@@ -1,0 +1,199 @@
+"""The Kubernetes objects of a Yuan2Service."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.services import OWNER, manifest, plan_of, spec_of
+from yuan2_operator.manifests.service import obsolete, service_manifests
+
+FULL = spec_of(
+    imagePullSecrets=[{"name": "registry"}],
+    imagePullPolicy="Always",
+    worker={
+        "replicas": 2,
+        "gpusPerWorker": 1,
+        "resources": {"requests": {"cpu": 2}, "limits": {"memory": "8Gi"}},
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "affinity": {
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "kubernetes.io/hostname"}]
+            }
+        },
+        "priorityClassName": "serving",
+    },
+    controller={"dispatch": "lottery"},
+    api={"replicas": 3, "port": 9000, "keysSecret": {"name": "keys"}},
+    web={"enabled": True, "port": 7000},
+)
+
+
+def pod_spec(plan, component):
+    return manifest(plan, "Deployment", f"alpaca-{component}")["spec"]["template"]["spec"]
+
+
+def container(plan, component):
+    [only] = pod_spec(plan, component)["containers"]
+    return only
+
+
+def test_the_children_are_applied_config_first_and_pods_last():
+    kinds = [m["kind"] for m in service_manifests(plan_of(FULL))]
+    assert kinds == ["ConfigMap", *["Service"] * 3, *["Deployment"] * 4]
+
+
+def test_without_the_web_page_there_are_three_deployments_and_two_services():
+    names = [(m["kind"], m["metadata"]["name"]) for m in service_manifests(plan_of())]
+    assert names == [
+        ("ConfigMap", "alpaca-serve"),
+        ("Service", "alpaca-controller"),
+        ("Service", "alpaca-api"),
+        ("Deployment", "alpaca-controller"),
+        ("Deployment", "alpaca-worker"),
+        ("Deployment", "alpaca-api"),
+    ]
+
+
+def test_every_child_goes_with_its_owner():
+    for made in service_manifests(plan_of(FULL)):
+        [reference] = made["metadata"]["ownerReferences"]
+        assert (reference["kind"], reference["name"], reference["uid"]) == ("Yuan2Service", "alpaca", "uid-1")
+        assert reference["controller"]
+        assert made["metadata"]["namespace"] == OWNER.namespace
+        assert made["metadata"]["labels"]["yuan2.dev/service"] == "alpaca"
+
+
+def test_the_pods_read_the_job_that_was_planned():
+    plan = plan_of(FULL)
+    data = manifest(plan, "ConfigMap", "alpaca-serve")["data"]
+    assert json.loads(data["job.json"]) == json.loads(plan.job.to_json())
+    for component in ("worker", "api"):
+        [mount] = [m for m in container(plan, component)["volumeMounts"] if m["name"] == "job"]
+        assert mount == {
+            "name": "job",
+            "mountPath": "/etc/yuan2/job.json",
+            "subPath": "job.json",
+            "readOnly": True,
+        }
+
+
+@pytest.mark.parametrize("component", ["controller", "worker", "api", "web"])
+def test_no_pod_has_credentials_privileges_or_a_writable_root(component):
+    pod = pod_spec(plan_of(FULL), component)
+    [only] = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]) == (1000, 1000)
+    assert only["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    writable = [m["mountPath"] for m in only["volumeMounts"] if not m.get("readOnly")]
+    assert writable == ["/tmp"]
+
+
+@pytest.mark.parametrize("component", ["controller", "worker", "api", "web"])
+def test_every_mount_has_its_volume(component):
+    pod = pod_spec(plan_of(FULL), component)
+    [only] = pod["containers"]
+    assert {m["name"] for m in only["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+
+
+@pytest.mark.parametrize("component", ["controller", "worker", "api", "web"])
+def test_every_pod_is_pulled_and_probed_as_the_spec_says(component):
+    plan = plan_of(FULL)
+    only = container(plan, component)
+    assert only["imagePullPolicy"] == "Always"
+    assert pod_spec(plan, component)["imagePullSecrets"] == [{"name": "registry"}]
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= only.keys()
+
+
+def test_the_worker_has_what_the_user_asked_for():
+    plan = plan_of(FULL)
+    pod, only = pod_spec(plan, "worker"), container(plan, "worker")
+    assert only["command"] == ["python", "-m", "yuan2_server", "worker"]
+    assert only["resources"] == {"requests": {"cpu": "2"}, "limits": {"memory": "8Gi", "nvidia.com/gpu": "1"}}
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert pod["priorityClassName"] == "serving"
+    anti = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert anti == [{"topologyKey": "kubernetes.io/hostname"}]
+    assert manifest(plan, "Deployment", "alpaca-worker")["spec"]["replicas"] == 2
+
+
+def test_the_worker_knows_its_address_and_reads_the_model_only():
+    only = container(plan_of(), "worker")
+    address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    assert address in only["env"]
+    [mount] = [m for m in only["volumeMounts"] if m["mountPath"].startswith("/mnt/claims")]
+    assert mount == {"name": "claim-0", "mountPath": "/mnt/claims/models", "readOnly": True}
+
+
+def test_a_worker_on_cpu_asks_for_no_gpu():
+    assert container(plan_of(), "worker")["resources"] == {}
+
+
+@pytest.mark.parametrize(("gpus", "surge"), [(0, 1), (1, 0)])
+def test_workers_with_gpus_are_replaced_in_place(gpus, surge):
+    spec = manifest(plan_of(spec_of(worker={"gpusPerWorker": gpus})), "Deployment", "alpaca-worker")["spec"]
+    assert spec["strategy"]["rollingUpdate"]["maxSurge"] == surge
+
+
+def test_there_is_never_a_second_controller():
+    spec = manifest(plan_of(FULL), "Deployment", "alpaca-controller")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    command = spec["template"]["spec"]["containers"][0]["command"]
+    assert command[2] == "fastchat.serve.controller"
+    assert command[-2:] == ["--dispatch-method", "lottery"]
+
+
+def test_a_dead_worker_is_forgotten_within_seconds():
+    plan = plan_of()
+    expiry = {"name": "FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION", "value": "15"}
+    interval = {"name": "FASTCHAT_WORKER_HEART_BEAT_INTERVAL", "value": "5"}
+    assert expiry in container(plan, "controller")["env"]
+    assert interval in container(plan, "worker")["env"]
+
+
+def test_the_api_reads_its_keys_from_the_secret_and_listens_on_its_port():
+    plan = plan_of(FULL)
+    only = container(plan, "api")
+    assert {"name": "keys", "mountPath": "/etc/yuan2/keys", "readOnly": True} in only["volumeMounts"]
+    [volume] = [v for v in pod_spec(plan, "api")["volumes"] if v["name"] == "keys"]
+    assert volume["secret"] == {"secretName": "keys", "defaultMode": 0o440}
+    assert only["ports"] == [{"name": "http", "containerPort": 9000, "protocol": "TCP"}]
+    [port] = manifest(plan, "Service", "alpaca-api")["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (9000, "http")
+
+
+def test_without_a_secret_no_keys_are_mounted():
+    assert [v["name"] for v in pod_spec(plan_of(), "api")["volumes"]] == ["scratch", "job"]
+
+
+def test_the_web_page_talks_to_the_controller():
+    command = container(plan_of(FULL), "web")["command"]
+    assert command[command.index("--controller-url") + 1] == "http://alpaca-controller.demo.svc:8503"
+    assert command[command.index("--port") + 1] == "7000"
+
+
+def test_a_service_selects_the_pods_of_its_deployment():
+    plan = plan_of(FULL)
+    for component in ("controller", "api", "web"):
+        selector = manifest(plan, "Service", f"alpaca-{component}")["spec"]["selector"]
+        made = manifest(plan, "Deployment", f"alpaca-{component}")["spec"]
+        assert selector.items() <= made["template"]["metadata"]["labels"].items()
+        assert made["selector"]["matchLabels"] == selector
+
+
+def test_a_disabled_web_page_is_removed_service_first():
+    keys = obsolete(plan_of(), {"alpaca-controller", "alpaca-web"})
+    assert [(key.kind, key.name) for key in keys] == [("Service", "alpaca-web"), ("Deployment", "alpaca-web")]
+
+
+def test_nothing_is_removed_that_is_wanted_or_not_there():
+    assert obsolete(plan_of(), {"alpaca-controller"}) == []
+    assert obsolete(plan_of(FULL), {"alpaca-web"}) == []

@@ -1,0 +1,139 @@
+"""What a Yuan2Service and the things it names become."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.services import IMAGE, OWNER, finetune_of, plan_of, spec_of
+from yuan2_core.contract import ServeJob
+from yuan2_operator.api.service import ServedModel, ServiceStatus
+from yuan2_operator.plan.references import Reference, Rejection
+from yuan2_operator.plan.service import (
+    plan_service,
+    public_url,
+    references,
+    revision,
+    served_model,
+)
+
+BY_REF = {"name": "yuan2", "fineTuneRef": {"name": "tuned"}}
+
+
+def reject(spec, prior=None, **changes) -> Rejection:
+    arguments = {"finetune": None, "missing": (), "default_image": IMAGE, **changes}
+    decision = plan_service(OWNER, spec, prior or ServiceStatus(), **arguments)
+    assert isinstance(decision, Rejection)
+    return decision
+
+
+def test_a_directory_of_a_claim_is_served_from_its_mount():
+    plan = plan_of()
+    assert plan.job.model_path == "/mnt/claims/models/yuan2-2b"
+    assert plan.model == ServedModel(claim_name="models", path="yuan2-2b")
+    assert plan.note == "yuan2-2b of claim models"
+
+
+def test_the_root_of_a_claim_is_a_path_too():
+    source = {"persistentVolumeClaim": {"claimName": "models", "path": "."}}
+    assert plan_of(spec_of(model={"name": "m", "source": source})).job.model_path == "/mnt/claims/models"
+
+
+def test_the_job_file_reads_back_equal():
+    job = plan_of(spec_of(api={"keysSecret": {"name": "keys"}, "port": 9000})).job
+    assert ServeJob.model_validate_json(job.to_json()) == job
+    assert (job.api.require_key, job.api.port) == (True, 9000)
+    assert job.worker.controller_url == "http://alpaca-controller.demo.svc:8503"
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
+def test_the_device_follows_from_the_gpus(gpus, device):
+    job = plan_of(spec_of(worker={"gpusPerWorker": gpus})).job
+    assert (job.worker.device, job.worker.gpus) == (device, gpus)
+
+
+def test_a_complete_finetune_is_served_from_where_its_status_says():
+    plan = plan_of(spec_of(model=BY_REF), finetune=finetune_of())
+    assert plan.job.model_path == "/mnt/claims/outputs/alpaca/model"
+    assert (plan.model.fine_tune, plan.model.fingerprint) == ("tuned", "run-1")
+
+
+def test_a_finetune_that_does_not_exist_is_named():
+    rejection = reject(spec_of(model=BY_REF))
+    assert rejection.reason == "FineTuneNotFound"
+    assert "Yuan2FineTune tuned does not exist in namespace demo" in rejection.message
+
+
+def test_a_finetune_that_runs_is_waited_for_with_its_progress():
+    running = finetune_of(phase="Running", model=None, progress="840/3621", eta="58m")
+    rejection = reject(spec_of(model=BY_REF), finetune=running)
+    assert rejection.reason == "FineTuneNotComplete"
+    assert "is Running at step 840/3621, 58m left" in rejection.message
+
+
+def test_a_finetune_that_failed_passes_its_cause_on():
+    cause = {
+        "type": "Failed",
+        "status": "True",
+        "reason": "InvalidData",
+        "message": "record 7 has no answer",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    failed = finetune_of(phase="Failed", model=None, conditions=[cause])
+    rejection = reject(spec_of(model=BY_REF), finetune=failed)
+    assert rejection.reason == "FineTuneFailed"
+    assert "record 7 has no answer" in rejection.message
+
+
+@pytest.mark.parametrize("finetune", [None, finetune_of(phase="Running", model=None)])
+def test_an_earlier_model_is_served_on_while_its_finetune_is_gone_or_runs_again(finetune):
+    spec = spec_of(model=BY_REF)
+    prior = ServiceStatus(model=plan_of(spec, finetune=finetune_of()).model)
+    assert served_model(spec, prior, finetune) == prior.model
+
+
+def test_the_earlier_model_of_another_finetune_is_not_served():
+    prior = ServiceStatus(model=ServedModel(claim_name="c", path="p", fine_tune="another"))
+    assert reject(spec_of(model=BY_REF), prior).reason == "FineTuneNotFound"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("PersistentVolumeClaim", "ClaimNotFound"), ("Secret", "SecretNotFound")]
+)
+def test_what_is_missing_is_named_with_the_field_that_names_it(kind, reason):
+    spec = spec_of(api={"keysSecret": {"name": "keys"}})
+    wanted = {r.kind: r for r in references(spec, served_model(spec, ServiceStatus(), None))}
+    rejection = reject(spec, missing={wanted[kind]})
+    assert rejection.reason == reason
+    assert f"{kind} {wanted[kind].name}, named by {wanted[kind].field}" in rejection.message
+    assert "picked up when it appears" in rejection.message
+
+
+def test_without_a_secret_of_keys_only_the_claim_is_needed():
+    spec = spec_of()
+    needed = references(spec, served_model(spec, ServiceStatus(), None))
+    assert needed == (Reference("PersistentVolumeClaim", "models", "spec.model.source"),)
+
+
+def test_an_image_comes_from_the_spec_then_from_the_settings():
+    assert plan_of(spec_of(image="mine:1")).image == "mine:1"
+    assert plan_of().image == IMAGE
+    assert reject(spec_of(), default_image="").reason == "ImageNotSet"
+
+
+def test_the_public_url_follows_the_port():
+    assert public_url(OWNER, spec_of(api={"port": 9000})) == "http://alpaca-api.demo.svc:9000/v1"
+
+
+def test_a_changed_setting_replaces_only_the_pods_that_it_concerns():
+    before, after = plan_of(), plan_of(spec_of(worker={"maxConcurrentRequests": 2}))
+    assert revision(before, "worker") != revision(after, "worker")
+    assert revision(before, "api") == revision(after, "api")
+    assert revision(before, "controller") == revision(after, "controller")
+
+
+def test_another_run_of_the_same_finetune_replaces_the_workers():
+    spec = spec_of(model=BY_REF)
+    again = {"claimName": "outputs", "path": "alpaca/model", "fingerprint": "run-2"}
+    before, after = plan_of(spec, finetune=finetune_of()), plan_of(spec, finetune=finetune_of(model=again))
+    assert revision(before, "worker") != revision(after, "worker")
+    assert revision(before, "api") == revision(after, "api")
