@@ -204,7 +204,7 @@ def test_a_rejection_keeps_what_was_served_before():
     assert (after.url, after.model) == (before.url, before.model)
 
 
-# --- properties -----------------------------------------------------------------------------------------------
+# --- properties --------------------------------------------------------------------------------
 
 counts = st.integers(min_value=0, max_value=3)
 pods = st.lists(

@@ -1,0 +1,235 @@
+"""A plan of one attempt as Kubernetes objects: ConfigMap, headless Service, Indexed Job."""
+
+from __future__ import annotations
+
+from yuan2_core.contract import (
+    EXIT_INVALID,
+    EXIT_PREEMPTED,
+    PORT_PROGRESS,
+    PORT_RENDEZVOUS,
+    TERMINATION_LOG,
+)
+from yuan2_operator.constants import (
+    ANNOTATION_RESTARTS,
+    COMPONENT_TRAINER,
+    DATASET_DIRECTORY,
+    FIELD_MANAGER,
+    LABEL_ATTEMPT,
+    PROGRESS_PORT_NAME,
+    RENDEZVOUS_PORT_NAME,
+    SHARED_MEMORY_DIRECTORY,
+    TRAINER_CONTAINER,
+)
+from yuan2_operator.manifests.common import (
+    Manifest,
+    child_labels,
+    claim_mounts,
+    claim_volumes,
+    config_map,
+    container_security_context,
+    image_fields,
+    job_mount,
+    job_volume,
+    metadata,
+    passthrough,
+    placement,
+    pod_security_context,
+    pull_secrets,
+    resources,
+)
+from yuan2_operator.plan.finetune import FineTunePlan, claims, job_name
+from yuan2_operator.plan.owner import Owner, selector_labels
+
+DATASET_VOLUME = "dataset"
+SHARED_MEMORY_VOLUME = "shm"
+TRAINER_COMMAND = ["python", "-m", "yuan2_trainer"]
+NODE_LOSS_SECONDS = 60
+"""A pod whose node does not answer is given up after this long, not after Kubernetes' 300 s: all ranks wait
+for it."""
+NODE_LOSS_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+KUBEFLOW_OPERATOR = "training.kubeflow.org/operator-name"
+KUBEFLOW_JOB = "training.kubeflow.org/job-name"
+KUBEFLOW_INDEX = "training.kubeflow.org/replica-index"
+KUBEFLOW_TYPE = "training.kubeflow.org/replica-type"
+KUBEFLOW_ROLE = "training.kubeflow.org/job-role"
+INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+
+
+def finetune_manifests(plan: FineTunePlan) -> list[Manifest]:
+    """Every child of one attempt, in the order in which they are applied: the Job last, its pods need the
+    rest."""
+    name = job_name(plan.owner.name, plan.attempt)
+    config = config_map(
+        plan.owner, name, COMPONENT_TRAINER, plan.job.to_json(), labels={LABEL_ATTEMPT: str(plan.attempt)}
+    )
+    return [config, network_service(plan.owner), training_job(plan)]
+
+
+def network_service(owner: Owner) -> Manifest:
+    """The headless Service that gives pods their names; a rank finds rank 0 before that one is ready."""
+    ports = ((RENDEZVOUS_PORT_NAME, PORT_RENDEZVOUS), (PROGRESS_PORT_NAME, PORT_PROGRESS))
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, owner.name, COMPONENT_TRAINER),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": selector_labels(owner, COMPONENT_TRAINER),
+            "ports": [{"name": name, "port": port, "targetPort": name} for name, port in ports],
+        },
+    }
+
+
+def training_job(plan: FineTunePlan) -> Manifest:
+    """The Indexed Job: one pod a node rank, all of them or none, never retried by itself."""
+    name = job_name(plan.owner.name, plan.attempt)
+    labels = {LABEL_ATTEMPT: str(plan.attempt), **_kubeflow_labels(plan)}
+    pods = plan.spec.workers.replicas
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(
+            plan.owner,
+            name,
+            COMPONENT_TRAINER,
+            labels=labels,
+            annotations={ANNOTATION_RESTARTS: str(plan.restarts)},
+        ),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": pods,
+            "parallelism": pods,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": {
+                "metadata": {"labels": {**child_labels(plan.owner, COMPONENT_TRAINER), **labels}},
+                "spec": _pod_spec(plan),
+            },
+        },
+    }
+
+
+def _failure_rules() -> list[Manifest]:
+    """What the Job names as the cause when pods that end together are gone before anybody looked at them."""
+    codes = [
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": TRAINER_CONTAINER, "operator": "In", "values": [code]},
+        }
+        for code in (EXIT_INVALID, EXIT_PREEMPTED)
+    ]
+    disruption = {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    return [codes[0], disruption, codes[1]]
+
+
+def _kubeflow_labels(plan: FineTunePlan) -> dict[str, str]:
+    """The labels of a PyTorchJob's pod; those that differ from pod to pod only where there is one pod."""
+    labels = {KUBEFLOW_OPERATOR: FIELD_MANAGER, KUBEFLOW_JOB: plan.owner.name}
+    if plan.spec.workers.replicas == 1:
+        labels |= {KUBEFLOW_TYPE: "master", KUBEFLOW_INDEX: "0", KUBEFLOW_ROLE: "master"}
+    return labels
+
+
+def _pod_spec(plan: FineTunePlan) -> Manifest:
+    workers = plan.spec.workers
+    placed = placement(workers)
+    placed["tolerations"] = [*placed.get("tolerations", []), *_node_loss(placed.get("tolerations", []))]
+    return {
+        "restartPolicy": "Never",
+        "subdomain": plan.owner.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": plan.grace_seconds,
+        "securityContext": pod_security_context(),
+        **(
+            {"imagePullSecrets": pull_secrets(workers.image_pull_secrets)}
+            if workers.image_pull_secrets
+            else {}
+        ),
+        "containers": [_container(plan)],
+        "volumes": _volumes(plan),
+        **placed,
+    }
+
+
+def _container(plan: FineTunePlan) -> Manifest:
+    workers = plan.spec.workers
+    asked = resources(workers.resources, workers.gpus_per_worker or 0)
+    return {
+        "name": TRAINER_CONTAINER,
+        **image_fields(plan.image, workers.image_pull_policy),
+        "command": TRAINER_COMMAND,
+        "env": environment(plan),
+        "ports": [
+            {"name": RENDEZVOUS_PORT_NAME, "containerPort": PORT_RENDEZVOUS},
+            {"name": PROGRESS_PORT_NAME, "containerPort": PORT_PROGRESS},
+        ],
+        **({"resources": asked} if asked else {}),
+        # DeepSpeed and Triton keep caches and locks beside their compiled kernels, inside the image.
+        "securityContext": {**container_security_context(), "readOnlyRootFilesystem": False},
+        "terminationMessagePath": str(TERMINATION_LOG),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(plan),
+    }
+
+
+def environment(plan: FineTunePlan) -> list[Manifest]:
+    """The environment of a PyTorchJob pod, then the user's variables."""
+    launch = plan.job.launch
+    master = f"{job_name(plan.owner.name, plan.attempt)}-0.{plan.owner.name}"
+    values = {
+        "PYTHONUNBUFFERED": "1",
+        "MASTER_ADDR": master,
+        "MASTER_PORT": str(PORT_RENDEZVOUS),
+        "WORLD_SIZE": str(launch.nodes * launch.processes_per_node),
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": str(PORT_RENDEZVOUS),
+        "PET_NPROC_PER_NODE": str(launch.processes_per_node),
+        "PET_NNODES": str(launch.nodes),
+    }
+    given = [passthrough(variable) for variable in plan.spec.workers.env]
+    if plan.threads is not None and all(variable["name"] != "OMP_NUM_THREADS" for variable in given):
+        values["OMP_NUM_THREADS"] = str(plan.threads)
+    rank = {"fieldRef": {"apiVersion": "v1", "fieldPath": INDEX_FIELD}}
+    ranks = [{"name": name, "valueFrom": rank} for name in ("RANK", "PET_NODE_RANK")]
+    return [*({"name": name, "value": value} for name, value in values.items()), *ranks, *given]
+
+
+def _node_loss(given: list[Manifest]) -> list[Manifest]:
+    """Tolerations that make a dead node's pods go soon, for the taints that the user did not mention."""
+    mentioned = {toleration.get("key") for toleration in given}
+    if None in mentioned:
+        return []
+    return [
+        {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_LOSS_SECONDS}
+        for taint in NODE_LOSS_TAINTS
+        if taint not in mentioned
+    ]
+
+
+def _volumes(plan: FineTunePlan) -> list[Manifest]:
+    spec = plan.spec
+    shared = {"medium": "Memory", "sizeLimit": spec.workers.shared_memory}
+    volumes = [
+        job_volume(job_name(plan.owner.name, plan.attempt)),
+        {"name": SHARED_MEMORY_VOLUME, "emptyDir": shared},
+        *claim_volumes(claims(spec)),
+    ]
+    if spec.dataset.source.config_map is not None:
+        volumes.append({"name": DATASET_VOLUME, "configMap": {"name": spec.dataset.source.config_map.name}})
+    return volumes
+
+
+def _mounts(plan: FineTunePlan) -> list[Manifest]:
+    spec = plan.spec
+    mounts = [
+        job_mount(),
+        {"name": SHARED_MEMORY_VOLUME, "mountPath": str(SHARED_MEMORY_DIRECTORY)},
+        *claim_mounts(claims(spec), writable={spec.output.persistent_volume_claim.claim_name}),
+    ]
+    if spec.dataset.source.config_map is not None:
+        mounts.append({"name": DATASET_VOLUME, "mountPath": str(DATASET_DIRECTORY), "readOnly": True})
+    return mounts

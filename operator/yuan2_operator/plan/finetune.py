@@ -1,0 +1,177 @@
+"""A Yuan2FineTune becomes the frozen plan of one attempt, or a reason why there is none. Pure.
+
+A plan says what the pods are told (`TrainJob`) and what they need; `manifests.finetune` knows how that
+looks in Kubernetes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from yuan2_core.contract import DatasetLocation, Launch, ModelLocation, TrainJob
+from yuan2_core.presets import zero_stage
+from yuan2_operator.api.common import ClaimPath
+from yuan2_operator.api.finetune import FineTuneSpec
+from yuan2_operator.constants import CLAIMS_DIRECTORY, DATASET_DIRECTORY, Reason
+from yuan2_operator.plan.owner import Owner
+from yuan2_operator.plan.quantity import parse_quantity
+from yuan2_operator.plan.references import Missing, Reference, Rejection, reject_missing
+
+GRACE_SECONDS = {"custom": 120, "2B": 180, "51B": 600, "102B": 900}
+"""Time that a pod has between SIGTERM and SIGKILL to finish a step and write a checkpoint, by model size."""
+
+
+@dataclass(frozen=True)
+class FineTunePlan:
+    """One attempt of a fine-tuning, fully decided."""
+
+    owner: Owner
+    spec: FineTuneSpec
+    attempt: int
+    restarts: int
+    """Counted restarts so far."""
+    image: str
+    job: TrainJob
+    grace_seconds: int
+    threads: int | None
+    """OMP_NUM_THREADS of a process, as far as the CPUs asked for decide it."""
+
+
+def job_name(name: str, attempt: int) -> str:
+    """Name of the Job of an attempt, and of its ConfigMap; pod i is called `<that>-<i>` inside the
+    network."""
+    return f"{name}-{attempt}"
+
+
+def references(spec: FineTuneSpec) -> tuple[Reference, ...]:
+    """What must exist: the claims, the ConfigMap of the data, the registry's Secrets."""
+    found = [_claim(spec.model.source.persistent_volume_claim, "spec.model.source")]
+    source = spec.dataset.source
+    if source.persistent_volume_claim is not None:
+        found.append(_claim(source.persistent_volume_claim, "spec.dataset.source"))
+    if source.config_map is not None:
+        found.append(
+            Reference("ConfigMap", source.config_map.name, "spec.dataset.source", source.config_map.key)
+        )
+    found.append(_claim(spec.output.persistent_volume_claim, "spec.output"))
+    found += [
+        Reference("Secret", secret.name, "spec.workers.imagePullSecrets")
+        for secret in spec.workers.image_pull_secrets
+    ]
+    return tuple(found)
+
+
+def plan_finetune(
+    owner: Owner,
+    spec: FineTuneSpec,
+    *,
+    attempt: int,
+    restarts: int,
+    missing: Collection[Missing],
+    default_image: str,
+) -> FineTunePlan | Rejection:
+    """Decide what attempt number `attempt` is; `missing` are those of `references` that are not there."""
+    rejection = reject_missing(owner.namespace, references(spec), missing)
+    if rejection is not None:
+        return rejection
+    image = spec.workers.image or default_image
+    if not image:
+        text = "no trainer image: set spec.workers.image, or YUAN2_TRAIN_IMAGE in the operator's settings"
+        return Rejection(Reason.IMAGE_NOT_SET, text)
+    return FineTunePlan(
+        owner=owner,
+        spec=spec,
+        attempt=attempt,
+        restarts=restarts,
+        image=image,
+        job=train_job(owner, spec, attempt),
+        grace_seconds=GRACE_SECONDS[spec.model.size],
+        threads=_threads(spec),
+    )
+
+
+def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
+    """The one file of the pods."""
+    return TrainJob(
+        name=owner.name,
+        namespace=owner.namespace,
+        uid=owner.uid,
+        attempt=attempt,
+        model=ModelLocation(size=spec.model.size, path=_path_of(spec.model.source.persistent_volume_claim)),
+        dataset=DatasetLocation(
+            path=_dataset_path(spec),
+            format=spec.dataset.format,
+            max_invalid_fraction=spec.dataset.max_invalid_fraction,
+        ),
+        method=spec.method,
+        training=spec.training,
+        stage=stage(spec),
+        checkpoint=spec.checkpoint,
+        output=_path_of(spec.output.persistent_volume_claim),
+        launch=Launch(
+            nodes=spec.workers.replicas,
+            processes_per_node=processes(spec),
+            device="cpu" if spec.workers.gpus_per_worker is None else "cuda",
+        ),
+    )
+
+
+def stage(spec: FineTuneSpec) -> Literal[0, 2, 3]:
+    """The ZeRO stage: the user's, else the published recipe's for the size."""
+    if spec.deepspeed.stage is not None:
+        return spec.deepspeed.stage
+    return zero_stage(spec.model.size)
+
+
+def processes(spec: FineTuneSpec) -> int:
+    """Processes of a pod; the CRD holds that one of the two fields is there."""
+    given = spec.workers.gpus_per_worker or spec.workers.processes_per_worker
+    if given is None:
+        raise ValueError("spec.workers: give gpusPerWorker, or processesPerWorker to train on CPU")
+    return given
+
+
+def summary(spec: FineTuneSpec) -> str:
+    """The plan in a few words: `2 pods × 8 GPUs, ZeRO-3`."""
+    workers = spec.workers
+    unit = "GPU" if workers.gpus_per_worker is not None else "CPU process"
+    per_pod = processes(spec)
+    plural = ("es" if unit.endswith("s") else "s") if per_pod != 1 else ""
+    pods = f"{workers.replicas} pod" + ("s" if workers.replicas != 1 else "")
+    return f"plan: {pods} × {per_pod} {unit}{plural}, ZeRO-{stage(spec)}"
+
+
+def claims(spec: FineTuneSpec) -> tuple[str, ...]:
+    """The distinct claims of the pods."""
+    data = spec.dataset.source.persistent_volume_claim
+    named = [spec.model.source.persistent_volume_claim, spec.output.persistent_volume_claim]
+    return tuple(sorted({claim.claim_name for claim in [*named, *([data] if data is not None else [])]}))
+
+
+def _claim(place: ClaimPath, field: str) -> Reference:
+    return Reference("PersistentVolumeClaim", place.claim_name, field)
+
+
+def _path_of(place: ClaimPath) -> str:
+    return str(CLAIMS_DIRECTORY / place.claim_name / place.path)
+
+
+def _dataset_path(spec: FineTuneSpec) -> str:
+    source = spec.dataset.source
+    if source.config_map is not None:
+        return str(DATASET_DIRECTORY / source.config_map.key)
+    if source.persistent_volume_claim is None:
+        raise ValueError("spec.dataset.source: name exactly one of persistentVolumeClaim and configMap")
+    return _path_of(source.persistent_volume_claim)
+
+
+def _threads(spec: FineTuneSpec) -> int | None:
+    """The pod's CPUs shared among its processes: a request alone is invisible inside the pod."""
+    resources = spec.workers.resources
+    cpu = resources.limits.get("cpu") or resources.requests.get("cpu")
+    if cpu is None:
+        return None
+    return max(1, int(parse_quantity(cpu) // Decimal(processes(spec))))
