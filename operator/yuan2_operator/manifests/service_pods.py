@@ -25,7 +25,8 @@ START_PERIOD_SECONDS = 1
 READY_PERIOD_SECONDS = 2
 LIVE_PERIOD_SECONDS = 5
 PROBE_TIMEOUT_SECONDS = 5
-LIVENESS_FAILURES = 12
+READY_FAILURES = 3
+LIVE_FAILURES = 12
 """A minute without an answer: a busy process answers late, a dead one never."""
 START_SECONDS = 300
 
@@ -33,18 +34,19 @@ START_SECONDS = 300
 def probes(ready: str, live: str, *, start_seconds: int = START_SECONDS) -> Manifest:
     """Start-up, readiness and liveness by HTTP; liveness counts only once the start-up probe has passed."""
     return {
-        "startupProbe": {**_get(live), "periodSeconds": START_PERIOD_SECONDS, "failureThreshold": start_seconds},
-        "readinessProbe": {**_get(ready), "periodSeconds": READY_PERIOD_SECONDS, "failureThreshold": 3},
-        "livenessProbe": {
-            **_get(live),
-            "periodSeconds": LIVE_PERIOD_SECONDS,
-            "failureThreshold": LIVENESS_FAILURES,
-        },
+        "startupProbe": _probe(live, START_PERIOD_SECONDS, start_seconds // START_PERIOD_SECONDS),
+        "readinessProbe": _probe(ready, READY_PERIOD_SECONDS, READY_FAILURES),
+        "livenessProbe": _probe(live, LIVE_PERIOD_SECONDS, LIVE_FAILURES),
     }
 
 
-def _get(path: str) -> Manifest:
-    return {"httpGet": {"path": path, "port": PORT_NAME}, "timeoutSeconds": PROBE_TIMEOUT_SECONDS}
+def _probe(path: str, period: int, failures: int) -> Manifest:
+    return {
+        "httpGet": {"path": path, "port": PORT_NAME},
+        "timeoutSeconds": PROBE_TIMEOUT_SECONDS,
+        "periodSeconds": period,
+        "failureThreshold": failures,
+    }
 
 
 def container(
