@@ -8,8 +8,9 @@ from typing import ClassVar
 class UserError(ValueError):
     """Something the user gave cannot work as it is.
 
-    The text is one line that says what, where and the way out; `reason` is the CamelCase word a condition or a `Termination` carries; a program that ends because of one
-    exits with `contract.EXIT_INVALID`.
+    The text is one line that says what, where and the way out; `reason` is the CamelCase word that a
+    condition or a `Termination` carries. A program that ends because of one exits with
+    `contract.EXIT_INVALID`.
     """
 
     reason: ClassVar[str] = "InvalidJob"

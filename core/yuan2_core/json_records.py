@@ -133,7 +133,7 @@ class _Array:
     def _undecodable(self, error: Exception) -> DatasetError:
         if not isinstance(error, json.JSONDecodeError):
             return self._error(f"not JSON: {reason(error)}")
-        if error.pos >= len(self._window) or error.msg.startswith("Unterminated string"):
+        if _ends_inside(self._window, error):
             return self._error(_CUT_SHORT)
         self._at = error.pos
         return self._error(f"not JSON: {error.msg}")
@@ -152,6 +152,15 @@ class _Array:
         self._window = self._window[self._at :] + chunk
         self._at = 0
         return True
+
+
+def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the text of an array is wrong because it stops: within a text, a word like `true` or an escape."""
+    text = text.rstrip(_SPACE)
+    if error.pos >= len(text):
+        return True
+    in_last_word = error.pos >= len(text) - len("\\uffff") or error.msg.startswith("Unterminated string")
+    return in_last_word and not text.endswith("]")
 
 
 def reason(error: Exception) -> str:

@@ -142,7 +142,8 @@ class Yuan2Tokenizer:
     def piece_bytes(self, token: int) -> bytes:
         """UTF-8 bytes of one token.
 
-        A word's leading space is included; a byte token gives its byte, a special token its text. An id at or beyond `vocab_size` gives nothing.
+        A word's leading space is included; a byte token gives its byte, a special token its text. An id at or
+        beyond `vocab_size` gives nothing.
 
         Raises:
             ValueError: the id is negative.

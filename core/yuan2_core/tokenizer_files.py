@@ -52,7 +52,6 @@ def write_tokenizer(directory: Path, model: bytes, special_ids: Mapping[str, int
     config = {
         "tokenizer_class": "LlamaTokenizer",
         "legacy": True,
-        "use_fast": False,
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
