@@ -1,0 +1,45 @@
+"""Remove what a CPU process never opens from the installed torch: 2 GB of GPU kernels and a GPU compiler.
+
+torch from PyPI links against the CUDA libraries, so those must stay. These are opened by name at the first
+use of a GPU feature and never before: cuDNN's engines (behind the small libcudnn.so.9), cuSOLVER, the spare
+NVRTC, Triton.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+GPU_ONLY = (
+    "nvidia/cudnn/lib/libcudnn_*.so.*",
+    "nvidia/cudnn/include",
+    "nvidia/cusolver/lib/libcusolver*.so.*",
+    "nvidia/cuda_nvrtc/lib/*.alt.so.*",
+    "nvidia/cuda_cupti/lib/libnvperf_*",
+    "nvidia/nvshmem/lib/*.a",
+    "nvidia/nvshmem/lib/*.bc",
+    "nvidia/*/include",
+    "triton",
+    "torch/test",
+    "torch/lib/*.a",
+    "torch/bin/*test*",
+)
+
+
+def prune(site: Path) -> int:
+    """Remove every match below `site`; returns the bytes freed."""
+    freed = 0
+    for pattern in GPU_ONLY:
+        for path in site.glob(pattern):
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            freed += sum(file.lstat().st_size for file in files)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    return freed
+
+
+if __name__ == "__main__":
+    print(f"pruned {prune(Path(sysconfig.get_paths()['purelib'])) / 1e6:.0f} MB")

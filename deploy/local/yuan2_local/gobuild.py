@@ -1,0 +1,106 @@
+"""Building the cluster's Go programs into the cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .command import exclusive, run, step
+from .content import content_key
+from .errors import ClusterError
+from .paths import LOCAL, Cache
+
+KUBERNETES_VERSION = "v1.34.4"
+_VERSION_PACKAGE = "k8s.io/component-base/version"
+_MAJOR, _MINOR = KUBERNETES_VERSION.lstrip("v").split(".")[:2]
+_KUBERNETES_FLAGS = (
+    f"-X {_VERSION_PACKAGE}.gitVersion={KUBERNETES_VERSION} -X {_VERSION_PACKAGE}.gitTreeState=clean"
+    f" -X {_VERSION_PACKAGE}.gitMajor={_MAJOR} -X {_VERSION_PACKAGE}.gitMinor={_MINOR}"
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A Go program: the module folder under deploy/local/go, the package in it, extra linker flags."""
+
+    name: str
+    module: str
+    package: str
+    link_flags: str = ""
+
+
+def _kubernetes(name: str) -> Program:
+    return Program(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}", _KUBERNETES_FLAGS)
+
+
+PROGRAMS: dict[str, Program] = {
+    program.name: program
+    for program in (
+        Program("etcd", "kubernetes", "./etcd"),
+        _kubernetes("kube-apiserver"),
+        _kubernetes("kube-controller-manager"),
+        _kubernetes("kubectl"),
+        _kubernetes("kube-scheduler"),
+        _kubernetes("kubelet"),
+        _kubernetes("kube-proxy"),
+        Program("crisweep", "kubernetes", "./crisweep"),
+        Program("coredns", "coredns", "."),
+        Program("registry", "registry", "."),
+        Program("pause", "pause", "."),
+    )
+}
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
+NODE = (*CONTROL_PLANE, "kube-scheduler", "kubelet", "kube-proxy", "crisweep", "coredns", "registry", "pause")
+
+
+def program_key(program: Program, modules: Path) -> str:
+    """Key of a program's binary: the module's versions and hashes, its own sources, the flags."""
+    folder = modules / program.module
+    inputs = [folder / "go.mod"]
+    if (folder / "go.sum").exists():
+        inputs.append(folder / "go.sum")
+    if program.package.startswith("."):
+        inputs += sorted((folder / program.package).glob("*.go"))
+    return content_key(inputs, folder, {"package": program.package, "flags": program.link_flags})
+
+
+def binary_path(cache: Cache, program: Program, modules: Path = LOCAL / "go") -> Path:
+    """Where the program's binary is or will be."""
+    return cache.binaries / f"{program.name}-{program_key(program, modules)}" / program.name
+
+
+def ensure_binaries(cache: Cache, names: Iterable[str]) -> dict[str, Path]:
+    """Build what is missing, one program at a time, and return every path.
+
+    Raises ClusterError when Go is needed but absent, or when a build fails.
+    """
+    paths = {name: binary_path(cache, PROGRAMS[name]) for name in names}
+    for name, path in paths.items():
+        if path.exists():
+            continue
+        with exclusive(cache.locks / "gobuild.lock"):
+            if not path.exists():
+                _build(PROGRAMS[name], path)
+    return paths
+
+
+def go_command() -> str:
+    """The Go tool; ClusterError when there is none."""
+    found = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
+    if found is None:
+        raise ClusterError("go: not found; install Go 1.24 or newer (https://go.dev/dl) and put it on PATH")
+    return found
+
+
+def _build(program: Program, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{program.name}.partial")
+    environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
+    argv = [go_command(), "build", "-trimpath", "-buildvcs=false", "-p", str(min(2, os.cpu_count() or 1))]
+    argv += ["-ldflags", f"-s -w {program.link_flags}".strip(), "-o", str(partial), program.package]
+    with step(f"build {program.name}"):
+        run(argv, environ=environ, cwd=LOCAL / "go" / program.module)
+    partial.replace(target)

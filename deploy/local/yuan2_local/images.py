@@ -1,0 +1,209 @@
+"""Building the images with buildah and pushing them where the cluster pulls from.
+
+An image's tag is the key of what went into it, so an unchanged tree builds and pushes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .apt import ensure_packages
+from .command import exclusive, run, step
+from .content import content_key
+from .debian import ensure_rootfs, rootfs_key
+from .errors import ClusterError
+from .mounts import unmount_below
+from .paths import REPOSITORY, Cache, is_foreign
+from .registry import ensure_registry, has_image
+
+DEFAULT = ("train", "serve", "operator")
+_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+_CA_IN_BUILD = "/etc/ssl/host-ca.crt"
+_PASSED_ON = ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_NATIVE_TLS")
+
+
+@dataclass(frozen=True)
+class Image:
+    """How one image is made. Paths are relative to the repository.
+
+    `base` is the image passed as the build argument `base_argument`, or "" for none. With `whole_tree` the
+    build context is the repository; else a folder with copies of `inputs` (and the Debian root file system).
+    """
+
+    name: str
+    dockerfile: str
+    inputs: tuple[str, ...]
+    base: str = ""
+    base_argument: str = "BASE_IMAGE"
+    whole_tree: bool = True
+
+
+def _program(name: str, folders: tuple[str, ...], locks: tuple[str, ...], base: str) -> Image:
+    requirements = tuple(f"requirements/{lock}.txt" for lock in locks)
+    return Image(name, f"Dockerfile.{name}", ("deploy/images/fit.py", *requirements, *folders), base)
+
+
+IMAGES: dict[str, Image] = {
+    image.name: image
+    for image in (
+        Image("python", "deploy/local/base/Dockerfile.python", (), whole_tree=False),
+        Image(
+            "base",
+            "deploy/local/base/Dockerfile.cpu",
+            ("requirements/train.txt", "requirements/serve.txt", "deploy/local/base/prune.py"),
+            "python",
+            "PYTHON_IMAGE",
+            whole_tree=False,
+        ),
+        _program("train", ("core", "trainer_image"), ("train", "compat"), "base"),
+        _program("serve", ("core", "server_image"), ("serve", "compat"), "base"),
+        _program("operator", ("core/yuan2_core", "operator"), ("operator",), "python"),
+    )
+}
+NAMES = tuple(IMAGES)
+
+
+def image_tag(name: str, base_image: str = "", root: Path = REPOSITORY) -> str:
+    """Content key of an image: its Dockerfile, what it copies, its base (`base_image` if named)."""
+    image = IMAGES[name]
+    facts = {"name": name}
+    if image.base:
+        outside = base_image and image.base == "base"
+        facts["base"] = base_image if outside else image_tag(image.base, base_image, root)
+    else:
+        facts["rootfs"] = rootfs_key()
+    return content_key([root / path for path in (image.dockerfile, *image.inputs)], root, facts)
+
+
+def build(cache: Cache, names: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Make sure that the named images are in the registry; returns name -> reference a node can pull.
+
+    `REGISTRY` names another registry than the loopback one, `BASE_IMAGE` another base of train and serve.
+    Raises ClusterError when a build or a push fails, or when an outside cluster is used without REGISTRY.
+    """
+    builder = Builder(cache, environ)
+    return {name: builder.ensure_pushed(name) for name in names}
+
+
+class Builder:
+    """One run of image builds."""
+
+    def __init__(self, cache: Cache, environ: Mapping[str, str]) -> None:
+        self._cache = cache
+        self._environ = environ
+        self._base_image = environ.get("BASE_IMAGE", "")
+        self._outside = environ.get("REGISTRY", "").rstrip("/")
+        if not self._outside and is_foreign(environ):
+            raise ClusterError(
+                "REGISTRY: not set; with KUBECONFIG set, name a registry that the cluster pulls from"
+            )
+        self._registry = self._outside or ensure_registry(cache)
+
+    def ensure_pushed(self, name: str) -> str:
+        """The reference of an image that is in the registry now."""
+        tag = image_tag(name, self._base_image)
+        reference = f"{self._registry}/yuan2/{name}:{tag}"
+        if not self._outside and has_image(self._registry, f"yuan2/{name}", tag):
+            return reference
+        with exclusive(self._cache.locks / "images.lock"):
+            ensure_packages()
+            local = self._ensure_built(name)
+            with step(f"push {name}"):
+                self._buildah("push", "-q", *self._push_flags(), local, f"docker://{reference}")
+        return reference
+
+    def _push_flags(self) -> list[str]:
+        # An outside registry gets what every container runtime reads; the loopback one gets what is fastest.
+        if self._outside:
+            return ["--compression-format", "gzip"]
+        return ["--tls-verify=false", "--compression-format", "zstd", "--compression-level", "1"]
+
+    def _ensure_built(self, name: str) -> str:
+        local = f"localhost/yuan2/{name}:{image_tag(name, self._base_image)}"
+        if self._has(local):
+            return local
+        image = IMAGES[name]
+        arguments = self._download_arguments()
+        if image.base:
+            base = (
+                self._base_image
+                if image.base == "base" and self._base_image
+                else self._ensure_built(image.base)
+            )
+            arguments += ["--build-arg", f"{image.base_argument}={base}"]
+        self._buildah("rm", "--all")
+        with step(f"build {name}"), tempfile.TemporaryDirectory(dir=self._scratch()) as folder:
+            context = REPOSITORY if image.whole_tree else self._context(image, Path(folder))
+            log = self._cache.buildah / f"{name}.log"
+            log.unlink(missing_ok=True)
+            argv = [
+                "bud",
+                "--isolation",
+                "chroot",
+                "--pull=false",
+                f"--layers={str(image.whole_tree).lower()}",
+                "-t",
+                local,
+                *arguments,
+            ]
+            self._buildah(*argv, "-f", str(REPOSITORY / image.dockerfile), str(context), log=log)
+        self._forget_older(name, local)
+        return local
+
+    def _context(self, image: Image, folder: Path) -> Path:
+        for path in image.inputs:
+            shutil.copy2(REPOSITORY / path, folder)
+        if not image.base:
+            os.link(ensure_rootfs(self._cache), folder / "rootfs.tar")
+        return folder
+
+    def _scratch(self) -> Path:
+        path = self._cache.buildah / "contexts"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _download_arguments(self) -> list[str]:
+        """The build's package caches and, where the machine has its own authority, its certificate bundle."""
+        arguments: dict[str, str] = {
+            name: self._environ[name] for name in _PASSED_ON if name in self._environ
+        }
+        mounts = []
+        bundle = self._environ.get("PIP_CERT") or self._environ.get("SSL_CERT_FILE") or _CA_BUNDLE
+        if Path(bundle).exists():
+            mounts.append(f"{bundle}:{_CA_IN_BUILD}:ro")
+            arguments |= {"PIP_CERT": _CA_IN_BUILD, "SSL_CERT_FILE": _CA_IN_BUILD}
+        for variable, path in (("PIP_CACHE_DIR", self._cache.wheels), ("UV_CACHE_DIR", self._cache.uv)):
+            path.mkdir(parents=True, exist_ok=True)
+            mounts.append(f"{path}:/cache/{path.name}:rw")
+            arguments[variable] = f"/cache/{path.name}"
+        words = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+        return words + [word for mount in mounts for word in ("-v", mount)]
+
+    def _has(self, local: str) -> bool:
+        return local in self._buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+
+    def _forget_older(self, name: str, newest: str) -> None:
+        listed = self._buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+        older = [
+            image for image in listed if image.startswith(f"localhost/yuan2/{name}:") and image != newest
+        ]
+        if older:
+            self._buildah("rmi", *older)
+
+    def _buildah(self, verb: str, *words: str, log: Path | None = None) -> str:
+        store = self._cache.buildah
+        policy = store / "policy.json"
+        if not policy.exists():
+            store.mkdir(parents=True, exist_ok=True)
+            policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        options = [f"--root={store / 'storage'}", f"--runroot={store / 'run'}", "--storage-driver=overlay"]
+        signed = [f"--signature-policy={policy}"] if verb in ("bud", "push") else []
+        try:
+            return run(["buildah", *options, verb, *signed, *words], environ=self._environ, log=log)
+        finally:
+            unmount_below(store)
