@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from yuan2_core.contract import (
     Checkpoint,
@@ -23,6 +23,7 @@ from yuan2_operator.api.finetune_rules import (
     ONE_DEVICE,
     ONE_LENGTH,
     ONE_METHOD,
+    OUTPUT_APART,
 )
 from yuan2_operator.api.pods import (
     Affinity,
@@ -132,6 +133,8 @@ class RunPolicy(Spec):
 
 class FineTuneSpec(Spec):
     """What to train, on what, how, with which pods, and where the result goes."""
+
+    model_config = ConfigDict(json_schema_extra=OUTPUT_APART)
 
     model: FineTuneModel
     """The model that training starts from."""

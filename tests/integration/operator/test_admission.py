@@ -1,0 +1,483 @@
+"""What the real API server takes and refuses of the two kinds: every refusal is a sentence with a way out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from yuan2_core.contract import Checkpoint, Training
+from yuan2_local.errors import ClusterError
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[3]
+NAMESPACE = f"admission-{uuid4().hex[:6]}"
+FINETUNE: dict[str, Any] = {
+    "apiVersion": "yuan2.dev/v1alpha1",
+    "kind": "Yuan2FineTune",
+    "metadata": {"name": "alpaca-zh", "namespace": NAMESPACE},
+    "spec": {
+        "model": {
+            "size": "2B",
+            "source": {"persistentVolumeClaim": {"claimName": "models", "path": "yuan2-2b"}},
+        },
+        "dataset": {"source": {"persistentVolumeClaim": {"claimName": "data", "path": "alpaca.json"}}},
+        "method": {"full": {}},
+        "workers": {"replicas": 1, "gpusPerWorker": 8},
+        "output": {"persistentVolumeClaim": {"claimName": "models", "path": "alpaca-zh"}},
+    },
+}
+SERVICE: dict[str, Any] = {
+    "apiVersion": "yuan2.dev/v1alpha1",
+    "kind": "Yuan2Service",
+    "metadata": {"name": "alpaca", "namespace": NAMESPACE},
+    "spec": {"model": {"name": "yuan2", "fineTuneRef": {"name": "alpaca-zh"}}},
+}
+PLACEMENT: dict[str, Any] = {
+    "nodeSelector": {"pool": "gpu"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}],
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+                ]
+            },
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 10,
+                    "preference": {"matchFields": [{"key": "metadata.name", "operator": "Exists"}]},
+                }
+            ],
+        },
+        "podAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 1,
+                    "podAffinityTerm": {
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": {"app": "x"}},
+                        "namespaceSelector": {},
+                    },
+                }
+            ]
+        },
+        "podAntiAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "namespaces": ["other"]}
+            ]
+        },
+    },
+    "priorityClassName": "training",
+    "resources": {"requests": {"cpu": 4, "memory": "8Gi", "rdma/hca": 1}, "limits": {"cpu": "4500m"}},
+}
+FULL_FINETUNE_SPEC: dict[str, Any] = {
+    "dataset": {
+        "source": {
+            "persistentVolumeClaim": None,
+            "configMap": {"name": "data", "key": "conversations.json"},
+        },
+        "format": "fastchat",
+        "maxInvalidFraction": 0.01,
+    },
+    "training": {
+        "loss": "efficient",
+        "maxSteps": 100,
+        "maxLength": 2048,
+        "microBatchSize": 2,
+        "gradientAccumulationSteps": 8,
+        "learningRate": 1e-5,
+        "weightDecay": 0.1,
+        "maxGradNorm": 0,
+        "warmupRatio": 0,
+        "schedule": "linear",
+        "gradientCheckpointing": False,
+        "precision": "fp32",
+        "seed": 0,
+    },
+    "deepspeed": {"stage": 3},
+    "checkpoint": {"everySteps": 10, "keep": 1},
+    "workers": {
+        "replicas": 2,
+        "gpusPerWorker": None,
+        "processesPerWorker": 2,
+        "image": "registry.example:5000/yuan2/train@sha256:" + "0" * 64,
+        "imagePullPolicy": "IfNotPresent",
+        "imagePullSecrets": [{"name": "registry"}],
+        **PLACEMENT,
+        "sharedMemory": "1.5Gi",
+        "env": [
+            {"name": "NCCL_DEBUG", "value": "INFO"},
+            {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}},
+            {"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+            {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        ],
+    },
+    "runPolicy": {
+        "suspend": True,
+        "maxRestarts": 0,
+        "stallTimeoutSeconds": 60,
+        "activeDeadlineSeconds": 3600,
+        "ttlSecondsAfterFinished": 0,
+    },
+}
+FULL_SERVICE_SPEC: dict[str, Any] = {
+    "model": {
+        "fineTuneRef": None,
+        "source": {"persistentVolumeClaim": {"claimName": "models", "path": "."}},
+    },
+    "image": "registry.example/yuan2/serve:1",
+    "imagePullPolicy": "Never",
+    "imagePullSecrets": [{"name": "registry"}],
+    "worker": {
+        "replicas": 0,
+        "gpusPerWorker": 1,
+        "precision": "fp16",
+        "maxModelLength": 4096,
+        "maxConcurrentRequests": 8,
+        **PLACEMENT,
+    },
+    "controller": {"dispatch": "lottery", "resources": {"limits": {"memory": "512Mi"}}},
+    "api": {"replicas": 2, "port": 9000, "keysSecret": {"name": "keys"}, "resources": {}},
+    "web": {"enabled": True, "port": 7000, "resources": {}},
+}
+
+
+def merged(base: Any, patch: Any) -> Any:
+    """JSON merge patch: null removes."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(base) if isinstance(base, dict) else {}
+    for key, value in patch.items():
+        result[key] = merged(result.get(key), value)
+        if value is None:
+            del result[key]
+    return result
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Any) -> Iterator[Any]:
+    """The control plane with a namespace for these tests."""
+    control_plane.kubectl("create", "namespace", NAMESPACE)
+    yield control_plane
+    control_plane.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+def dry_run(api: Any, base: dict[str, Any], spec: Any, **metadata: str) -> dict[str, Any]:
+    """Send an object as a user's tools do, without keeping it; gives it as the API server would."""
+    made = copy.deepcopy(base)
+    made["spec"] = merged(made["spec"], spec)
+    made["metadata"].update(metadata)
+    text = api.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", input=json.dumps(made))
+    answer: dict[str, Any] = json.loads(text)
+    return answer
+
+
+def refused(api: Any, base: dict[str, Any], spec: Any, **metadata: str) -> str:
+    """What the API server says to a bad object."""
+    with pytest.raises(ClusterError) as caught:
+        dry_run(api, base, spec, **metadata)
+    return str(caught.value)
+
+
+# --- what is taken -----------------------------------------------------------------------------------------
+
+
+def test_the_least_finetune_gets_the_published_recipe(api):
+    spec = dry_run(api, FINETUNE, {})["spec"]
+    recipe = Training().model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert spec["training"] == recipe
+    assert spec["checkpoint"] == Checkpoint().model_dump(by_alias=True)
+    assert (spec["dataset"]["format"], spec["dataset"]["maxInvalidFraction"]) == ("auto", 0)
+    assert spec["workers"]["sharedMemory"] == "64Gi"
+    assert spec["runPolicy"] == {"suspend": False, "maxRestarts": 3, "stallTimeoutSeconds": 1800}
+
+
+def test_the_least_service_gets_its_defaults(api):
+    spec = dry_run(api, SERVICE, {})["spec"]
+    assert (spec["api"]["port"], spec["api"]["replicas"]) == (8505, 1)
+    assert spec["controller"]["dispatch"] == "shortest_queue"
+    assert (spec["web"]["enabled"], spec["web"]["port"]) == (False, 7860)
+    worker = {"replicas": 1, "gpusPerWorker": 0, "precision": "bf16", "maxConcurrentRequests": 64}
+    assert worker.items() <= spec["worker"].items()
+
+
+@pytest.mark.parametrize(
+    ("base", "spec"),
+    [(FINETUNE, FULL_FINETUNE_SPEC), (SERVICE, FULL_SERVICE_SPEC)],
+    ids=["finetune", "service"],
+)
+def test_every_field_is_kept_as_it_was_written(api, base, spec):
+    wanted = merged(base["spec"], spec)
+    kept = dry_run(api, base, spec)["spec"]
+    assert subset(wanted, kept) == wanted
+
+
+def subset(wanted: Any, kept: Any) -> Any:
+    """The part of `kept` that `wanted` speaks of."""
+    if not isinstance(wanted, dict):
+        return kept
+    return {key: subset(value, kept[key]) for key, value in wanted.items() if key in kept}
+
+
+EXAMPLES = [
+    path
+    for path in sorted((ROOT / "examples").rglob("*.yaml"))
+    if "apiVersion: yuan2.dev/" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[f"{path.parent.name}/{path.name}" for path in EXAMPLES])
+def test_every_example_is_taken(api, path):
+    api.kubectl("create", "--dry-run=server", "-n", NAMESPACE, "-f", str(path))
+
+
+@pytest.mark.parametrize("quantity", [4, "512Mi", "1.5Gi", "1e9", "500m"])
+def test_a_quantity_may_be_a_number_or_a_text(api, quantity):
+    assert dry_run(api, FINETUNE, {"workers": {"sharedMemory": quantity}})["spec"]["workers"]["sharedMemory"]
+
+
+# --- what is refused ---------------------------------------------------------------------------------------
+
+DATA_PATH = {"source": {"persistentVolumeClaim": {"path": None}}}
+BAD_FINETUNES = {
+    "wrong enum: size": ({"model": {"size": "3B"}}, 'supported values: "2B", "51B", "102B", "custom"'),
+    "wrong enum: stage": ({"deepspeed": {"stage": 1}}, 'supported values: "0", "2", "3"'),
+    "wrong enum: schedule": ({"training": {"schedule": "step"}}, 'supported values: "cosine", "linear"'),
+    "wrong type: epochs": ({"training": {"epochs": "three"}}, "must be of type number"),
+    "wrong type: suspend": ({"runPolicy": {"suspend": "yes"}}, "must be of type boolean"),
+    "wrong type: replicas": ({"workers": {"replicas": 1.5}}, "must be of type integer"),
+    "two loss modes, a list": (
+        {"training": {"loss": ["efficient", "last_response"]}},
+        "must be of type string",
+    ),
+    "two loss modes, a text": (
+        {"training": {"loss": "efficient,last_response"}},
+        'supported values: "efficient", "last_response", "split_example"',
+    ),
+    "negative: epochs": ({"training": {"epochs": -1}}, "training.epochs in body should be greater than 0"),
+    "negative: maxSteps": ({"training": {"maxSteps": -5}}, "should be greater than or equal to 1"),
+    "negative: learningRate": ({"training": {"learningRate": -1e-5}}, "should be greater than 0"),
+    "negative: replicas": ({"workers": {"replicas": -1}}, "should be greater than or equal to 1"),
+    "negative: restarts": ({"runPolicy": {"maxRestarts": -1}}, "should be greater than or equal to 0"),
+    "negative: resources": (
+        {"workers": {"resources": {"limits": {"cpu": -1}}}},
+        "write a quantity that is not negative, such as 4, 500m, 512Mi or 64Gi",
+    ),
+    "fraction above one": ({"dataset": {"maxInvalidFraction": 1.5}}, "should be less than or equal to 1"),
+    "epochs and maxSteps": (
+        {"training": {"epochs": 1, "maxSteps": 5}},
+        "training.epochs and training.maxSteps exclude each other: remove one",
+    ),
+    "gpus and processes": (
+        {"workers": {"processesPerWorker": 2}},
+        "workers.gpusPerWorker and workers.processesPerWorker exclude each other",
+    ),
+    "neither gpus nor processes": (
+        {"workers": {"gpusPerWorker": None}},
+        "workers: give gpusPerWorker, or processesPerWorker to train on CPU",
+    ),
+    "unknown field": ({"optimiser": "adam"}, 'unknown field "spec.optimiser"'),
+    "unknown nested field": ({"training": {"lr": 1}}, 'unknown field "spec.training.lr"'),
+    "unknown method": ({"method": {"full": None, "prefix": {}}}, 'unknown field "spec.method.prefix"'),
+    "no method": ({"method": {"full": None}}, "method: name exactly one method"),
+    "no data": ({"dataset": None}, "spec.dataset: Required value"),
+    "no path": ({"dataset": DATA_PATH}, "path: Required value"),
+    "two sources of data": (
+        {"dataset": {"source": {"configMap": {"name": "a", "key": "b"}}}},
+        "dataset.source: name exactly one of persistentVolumeClaim and configMap",
+    ),
+    "shared memory": ({"workers": {"sharedMemory": "lots"}}, "write a quantity that is not negative"),
+    "gpus as a resource": (
+        {"workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
+        "ask for GPUs with gpusPerWorker instead of nvidia.com/gpu",
+    ),
+    "reserved variable": (
+        {"workers": {"env": [{"name": "MASTER_ADDR", "value": "x"}]}},
+        "are set by the operator; remove them",
+    ),
+    "variable with two values": (
+        {"workers": {"env": [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}]}},
+        "an environment variable has either value or valueFrom: remove one",
+    ),
+    "variable from nowhere": (
+        {"workers": {"env": [{"name": "A", "valueFrom": {}}]}},
+        "valueFrom: name exactly one of secretKeyRef, configMapKeyRef and fieldRef",
+    ),
+    "variable twice": (
+        {"workers": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
+        "Duplicate value",
+    ),
+    "toleration": ({"workers": {"tolerations": [{"operator": "Near"}]}}, 'values: "Exists", "Equal"'),
+    "affinity": ({"workers": {"affinity": {"nodeAffinty": {}}}}, "unknown field"),
+    "output over the model": (
+        {"output": {"persistentVolumeClaim": {"path": "yuan2-2b"}}},
+        "the path holds the model that training starts from and would overwrite it",
+    ),
+    "output around the model": (
+        {"output": {"persistentVolumeClaim": {"path": "."}}},
+        "choose another path or claim",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "sentence"), BAD_FINETUNES.values(), ids=BAD_FINETUNES)
+def test_a_bad_finetune_is_refused_with_a_sentence(api, spec, sentence):
+    assert sentence in refused(api, FINETUNE, spec)
+
+
+@pytest.mark.parametrize("path", ["/data", "data/", "../data", "a/../b", "a//b", "./a", ".."])
+def test_a_path_that_leaves_its_claim_is_refused(api, path):
+    source = {"persistentVolumeClaim": {"path": path}}
+    said = refused(api, FINETUNE, {"dataset": {"source": source}})
+    assert "path is relative to the root of the claim and stays inside it" in said
+
+
+@pytest.mark.parametrize("base", [FINETUNE, SERVICE], ids=["finetune", "service"])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("a" * 41, "metadata.name may have at most 40 characters"),
+        ("1st", "metadata.name must begin with a letter"),
+        ("a.b", "have only a-z, 0-9 and '-'"),
+    ],
+)
+def test_a_name_that_pods_and_services_cannot_have_is_refused(api, base, name, sentence):
+    assert sentence in refused(api, base, {}, name=name)
+
+
+BAD_SERVICES = {
+    "two models": (
+        {"model": {"source": {"persistentVolumeClaim": {"claimName": "m", "path": "p"}}}},
+        "model: name exactly one of fineTuneRef (a Yuan2FineTune) and source (a model directory)",
+    ),
+    "no model": ({"model": {"fineTuneRef": None}}, "model: name exactly one of fineTuneRef"),
+    "wrong enum: precision": ({"worker": {"precision": "int3"}}, 'supported values: "bf16", "fp16", "fp32"'),
+    "wrong enum: dispatch": ({"controller": {"dispatch": "random"}}, '"shortest_queue", "lottery"'),
+    "negative: replicas": ({"worker": {"replicas": -1}}, "should be greater than or equal to 0"),
+    "negative: gpus": ({"worker": {"gpusPerWorker": -1}}, "should be greater than or equal to 0"),
+    "privileged port": ({"api": {"port": 80}}, "should be greater than or equal to 1024"),
+    "wrong type: web": ({"web": {"enabled": "true"}}, "must be of type boolean"),
+    "unknown field": ({"wroker": {}}, 'unknown field "spec.wroker"'),
+    "gpus as a resource": (
+        {"worker": {"resources": {"requests": {"nvidia.com/gpu": 1}}}},
+        "ask for GPUs with gpusPerWorker instead of nvidia.com/gpu",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "sentence"), BAD_SERVICES.values(), ids=BAD_SERVICES)
+def test_a_bad_service_is_refused_with_a_sentence(api, spec, sentence):
+    assert sentence in refused(api, SERVICE, spec)
+
+
+# --- what may change ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(api) -> Iterator[str]:
+    """A FineTune whose first attempt was made."""
+    name = "started"
+    made = copy.deepcopy(FINETUNE)
+    made["metadata"]["name"] = name
+    api.kubectl("create", "-f", "-", input=json.dumps(made))
+    patch_status(api, name, {"attempt": 1})
+    yield name
+    api.kubectl("delete", "-n", NAMESPACE, "y2ft", name)
+
+
+def patch_status(api: Any, name: str, status: dict[str, Any]) -> None:
+    """Write status as the operator does."""
+    body = json.dumps({"status": status})
+    api.kubectl("patch", "-n", NAMESPACE, "y2ft", name, "--subresource=status", "--type=merge", "-p", body)
+
+
+def change(api: Any, name: str, spec: dict[str, Any]) -> str:
+    """Change the spec as a user does, without keeping it."""
+    body = json.dumps({"spec": spec})
+    said: str = api.kubectl(
+        "patch", "-n", NAMESPACE, "y2ft", name, "--dry-run=server", "--type=merge", "-p", body
+    )
+    return said
+
+
+CHANGES = {
+    "model": {"model": {"size": "51B"}},
+    "dataset": {"dataset": {"format": "alpaca"}},
+    "training": {"training": {"learningRate": 1e-4}},
+    "deepspeed": {"deepspeed": {"stage": 3}},
+    "output": {"output": {"persistentVolumeClaim": {"path": "elsewhere"}}},
+}
+
+
+@pytest.mark.parametrize(("section", "spec"), CHANGES.items(), ids=CHANGES)
+def test_what_checkpoints_depend_on_is_fixed_once_training_has_begun(api, started, section, spec):
+    with pytest.raises(ClusterError, match=f"spec.{section} cannot change once training has begun"):
+        change(api, started, {**spec, "runPolicy": {"suspend": True}})
+
+
+@pytest.mark.parametrize("size", [{"replicas": 2}, {"gpusPerWorker": None, "processesPerWorker": 8}])
+def test_the_number_of_ranks_is_fixed_once_training_has_begun(api, started, size):
+    with pytest.raises(ClusterError, match="cannot change once training has begun: ZeRO checkpoints"):
+        change(api, started, {"workers": size, "runPolicy": {"suspend": True}})
+
+
+@pytest.mark.parametrize(
+    ("section", "spec"),
+    [("workers", {"image": "other"}), ("checkpoint", {"everySteps": 7})],
+    ids=["workers", "checkpoint"],
+)
+def test_pods_may_change_only_while_there_are_none(api, started, section, spec):
+    with pytest.raises(ClusterError, match=f"spec.{section} can change only while spec.runPolicy.suspend"):
+        change(api, started, {section: spec})
+    assert "patched" in change(api, started, {section: spec, "runPolicy": {"suspend": True}})
+
+
+def test_limits_and_suspend_may_change_at_any_time(api, started):
+    policy = {"suspend": True, "maxRestarts": 9, "stallTimeoutSeconds": 5, "activeDeadlineSeconds": 60}
+    assert "patched" in change(api, started, {"runPolicy": policy})
+
+
+def test_before_training_everything_may_be_corrected(api, started):
+    patch_status(api, started, {"attempt": None})
+    everything = {key: value for spec in CHANGES.values() for key, value in spec.items()}
+    assert "patched" in change(api, started, {**everything, "workers": {"replicas": 2}})
+
+
+# --- what tools see ----------------------------------------------------------------------------------------
+
+
+def test_short_names_category_columns_and_scale(api):
+    api.kubectl("create", "-f", "-", input=json.dumps(SERVICE))
+    columns = api.kubectl("get", "-n", NAMESPACE, "y2svc").split()
+    assert columns[:5] == ["NAME", "MODEL", "READY", "URL", "WORKERS"]
+    assert "yuan2service.yuan2.dev/alpaca" in api.kubectl("get", "-n", NAMESPACE, "yuan2", "-o", "name")
+    api.kubectl("scale", "-n", NAMESPACE, "y2svc/alpaca", "--replicas=3")
+    got = api.kubectl("get", "-n", NAMESPACE, "y2svc/alpaca", "-o", "jsonpath={.spec.worker.replicas}")
+    assert got == "3"
+
+
+def test_a_finetune_prints_its_progress(api, started):
+    status = {
+        "method": "full",
+        "phase": "Running",
+        "progress": "840/3621",
+        "loss": 1.204,
+        "eta": "58m",
+        "restarts": 0,
+    }
+    patch_status(api, started, status)
+    [head, row] = api.kubectl("get", "-n", NAMESPACE, "y2ft", started).splitlines()
+    assert head.split() == ["NAME", "MODEL", "METHOD", "PHASE", "STEP", "LOSS", "ETA", "RESTARTS", "AGE"]
+    assert row.split()[:8] == [started, "2B", "full", "Running", "840/3621", "1.204", "58m", "0"]
+
+
+@pytest.mark.parametrize("field", ["yuan2finetune.spec.training", "yuan2service.spec.worker"])
+def test_kubectl_explain_describes_every_field(api, field):
+    assert "DESCRIPTION" in api.kubectl("explain", field)

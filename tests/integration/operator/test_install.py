@@ -1,0 +1,93 @@
+"""deploy/base on the real API server: it is taken, and the operator may do what it needs and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yuan2_local.errors import ClusterError
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[3]
+OPERATOR = "system:serviceaccount:yuan2-system:yuan2-operator"
+
+ALLOWED = [
+    ("watch", "yuan2finetunes.yuan2.dev"),
+    ("watch", "yuan2services.yuan2.dev"),
+    ("patch", "yuan2finetunes.yuan2.dev/status"),
+    ("patch", "yuan2services.yuan2.dev/status"),
+    ("update", "yuan2services.yuan2.dev/finalizers"),
+    ("create", "jobs.batch"),
+    ("patch", "deployments.apps"),
+    ("delete", "services"),
+    ("get", "configmaps"),
+    ("watch", "pods"),
+    ("get", "persistentvolumeclaims"),
+    ("get", "secrets"),
+    ("create", "events.events.k8s.io"),
+]
+DENIED = [
+    ("patch", "yuan2finetunes.yuan2.dev"),
+    ("update", "yuan2services.yuan2.dev"),
+    ("delete", "yuan2finetunes.yuan2.dev"),
+    ("list", "secrets"),
+    ("watch", "secrets"),
+    ("create", "secrets"),
+    ("list", "persistentvolumeclaims"),
+    ("delete", "persistentvolumeclaims"),
+    ("create", "pods"),
+    ("create", "pods/exec"),
+    ("list", "nodes"),
+    ("create", "clusterroles.rbac.authorization.k8s.io"),
+    ("get", "customresourcedefinitions.apiextensions.k8s.io"),
+]
+
+
+@pytest.fixture(scope="module")
+def installed(control_plane: Any) -> Any:
+    """The control plane with the operator installed, without a pod: there is no node."""
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "deploy" / "base"))
+    return control_plane
+
+
+def may(cluster: Any, verb: str, resource: str, *, who: str = OPERATOR, group: str | None = None) -> bool:
+    """Whether `who` may, as the API server's authorizer says."""
+    plain, _, subresource = resource.partition("/")
+    words = ["auth", "can-i", verb, plain, "--as", who, "-n", "default"]
+    words += [f"--subresource={subresource}"] if subresource else []
+    words += ["--as-group", group] if group else []
+    try:
+        return str(cluster.kubectl(*words)).strip() == "yes"
+    except ClusterError:  # kubectl exits 1 on "no"
+        return False
+
+
+@pytest.mark.parametrize(("verb", "resource"), ALLOWED)
+def test_the_operator_may_do_what_it_needs(installed, verb, resource):
+    assert may(installed, verb, resource)
+
+
+@pytest.mark.parametrize(("verb", "resource"), DENIED)
+def test_the_operator_may_do_nothing_else(installed, verb, resource):
+    assert not may(installed, verb, resource)
+
+
+def test_the_settings_reach_the_pod_under_a_name_that_changes_with_them(installed):
+    query = "jsonpath={.spec.template.spec.containers[0].envFrom[0].configMapRef.name}"
+    name = installed.kubectl("get", "-n", "yuan2-system", "deployment/yuan2-operator", "-o", query)
+    assert name.startswith("yuan2-operator-settings-")
+    image = installed.kubectl(
+        "get", "-n", "yuan2-system", f"configmap/{name}", "-o", "jsonpath={.data.YUAN2_TRAIN_IMAGE}"
+    )
+    assert image == "yuan2/train:latest"
+
+
+def test_the_pod_is_one_that_a_restricted_namespace_takes(installed):
+    query = "jsonpath={.spec.template.spec}"
+    spec = installed.kubectl("get", "-n", "yuan2-system", "deployment/yuan2-operator", "-o", query)
+    labels = {"metadata": {"name": "probe", "namespace": "yuan2-system"}, "apiVersion": "v1", "kind": "Pod"}
+    made = '{"spec":' + spec + "," + str(labels).replace("'", '"')[1:]
+    installed.kubectl("create", "--dry-run=server", "-f", "-", input=made)
