@@ -24,7 +24,7 @@ from yuan2_operator.constants import (
     Reason,
 )
 from yuan2_operator.plan.owner import Owner, digest, label_selector, selector_labels
-from yuan2_operator.plan.references import Reference, Rejection
+from yuan2_operator.plan.references import Missing, Reference, Rejection, reject_missing
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def plan_service(
     prior: ServiceStatus,
     *,
     finetune: FineTuneStatus | None,
-    missing: Collection[Reference],
+    missing: Collection[Missing],
     default_image: str,
 ) -> ServicePlan | Rejection:
     """Decide what to serve.
@@ -118,9 +118,9 @@ def plan_service(
     model = served_model(spec, prior, finetune)
     if model is None:
         return _no_model(owner, _fine_tune_name(spec), finetune)
-    for reference in references(spec, model):
-        if reference in missing:
-            return _missing(owner, reference)
+    rejection = reject_missing(owner.namespace, references(spec, model), missing)
+    if rejection is not None:
+        return rejection
     image = spec.image or default_image
     if not image:
         message = "no server image: set spec.image, or YUAN2_SERVE_IMAGE in the operator's settings"
@@ -166,15 +166,6 @@ def _no_model(owner: Owner, name: str, finetune: FineTuneStatus | None) -> Rejec
         f"Yuan2FineTune {name} is {state}{progress}{eta}: the service starts by itself when it is Complete"
     )
     return Rejection(Reason.FINETUNE_NOT_COMPLETE, message)
-
-
-def _missing(owner: Owner, reference: Reference) -> Rejection:
-    reason = Reason.SECRET_NOT_FOUND if reference.kind == "Secret" else Reason.CLAIM_NOT_FOUND
-    message = (
-        f"{reference.kind} {reference.name}, named by {reference.field}, does not exist in namespace "
-        f"{owner.namespace}: create it, or correct the field; it is picked up when it appears"
-    )
-    return Rejection(reason, message)
 
 
 def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:

@@ -7,7 +7,7 @@ import pytest
 from tests.support.services import IMAGE, OWNER, finetune_of, plan_of, spec_of
 from yuan2_core.contract import ServeJob
 from yuan2_operator.api.service import ServedModel, ServiceStatus
-from yuan2_operator.plan.references import Reference, Rejection
+from yuan2_operator.plan.references import Missing, Reference, Rejection
 from yuan2_operator.plan.service import (
     plan_service,
     public_url,
@@ -102,7 +102,7 @@ def test_the_earlier_model_of_another_finetune_is_not_served():
 def test_what_is_missing_is_named_with_the_field_that_names_it(kind, reason):
     spec = spec_of(api={"keysSecret": {"name": "keys"}})
     wanted = {r.kind: r for r in references(spec, served_model(spec, ServiceStatus(), None))}
-    rejection = reject(spec, missing={wanted[kind]})
+    rejection = reject(spec, missing=[Missing(wanted[kind])])
     assert rejection.reason == reason
     assert f"{kind} {wanted[kind].name}, named by {wanted[kind].field}" in rejection.message
     assert "picked up when it appears" in rejection.message
