@@ -16,7 +16,7 @@ class UserError(ValueError):
     reason: ClassVar[str] = "InvalidJob"
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split("\n")))
+        super().__init__(" ".join(message.splitlines()))
 
 
 class DatasetError(UserError):

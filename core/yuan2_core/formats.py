@@ -23,6 +23,9 @@ __all__ = ["Dataset", "DatasetFormat", "RecordError", "iterate_dataset", "load_c
 ERRORS_SHOWN: Final = 10
 """Record errors that a message spells out."""
 
+_ID_SHOWN: Final = 40
+"""Characters of a record's `id` in a message."""
+
 ALPACA_PROMPT: Final = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
@@ -151,7 +154,7 @@ def _convert(
         return Conversation.of_turns(turns, system, source=source, record=number)
     except MessageError as error:
         name = record.get("id")
-        return RecordError(source, number, None if name is None else str(name), str(error))
+        return RecordError(source, number, None if name is None else str(name)[:_ID_SHOWN], str(error))
 
 
 def _fastchat(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], str | None]:
@@ -167,6 +170,11 @@ def _fastchat(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], str | None]:
 def _alpaca(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], str | None]:
     instruction = check_text(_field(record, "instruction"), "instruction")
     context = check_text(record.get("input", ""), "input")
+    for name in ("history", "system"):
+        if record.get(name):
+            raise MessageError(
+                name, "not part of the Alpaca layout; write such data as FastChat's conversations"
+            )
     answer = check_answer(check_text(_field(record, "output"), "output"), "output")
     prompt = ALPACA_PROMPT_WITH_INPUT if context else ALPACA_PROMPT
     return (Turn(prompt.format(instruction=instruction, input=context), answer),), None
@@ -214,7 +222,7 @@ def _detect(record: Mapping[str, Any], file: Path, number: int) -> str:
     instruction = record.get("instruction")
     if "instruction" in record:
         return "belle" if isinstance(instruction, str) and _SPEAKER.match(instruction) else "alpaca"
-    fields = ", ".join(sorted(record)) or "none"
+    fields = ", ".join(sorted(record)[:10]) or "none"
     raise DatasetError(
         f"{file}, record {number}: the layout cannot be told from its fields ({fields}); "
         "FastChat has conversations, Alpaca and BELLE have instruction and output"

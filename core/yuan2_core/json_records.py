@@ -155,7 +155,7 @@ class _Array:
 
 
 def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
-    """Whether the text of an array is wrong because it stops: within a text, a word like `true` or an escape."""
+    """Whether the text of an array is wrong because it stops, be it within a string, a word or an escape."""
     text = text.rstrip(_SPACE)
     if error.pos >= len(text):
         return True

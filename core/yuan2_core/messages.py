@@ -105,7 +105,7 @@ def read_message(message: MessageLike, field: str, style: Style | None = None) -
     name = message.get(style.role)
     role = style.roles.get(name) if isinstance(name, str) else None
     if role is None:
-        problem = "missing" if style.role not in message else f"unknown role {name!r}"
+        problem = "missing" if style.role not in message else f"unknown role {brief(name)}"
         raise MessageError(f"{field}.{style.role}", f"{problem}; known are {', '.join(style.roles)}")
     if style.content not in message:
         raise MessageError(f"{field}.{style.content}", "missing")
@@ -140,6 +140,12 @@ def check_answer(answer: str, field: str) -> str:
     if not answer or answer.isspace():
         raise MessageError(field, "empty answer")
     return answer
+
+
+def brief(value: object, limit: int = 40) -> str:
+    """A value as a message shows it, at most `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def kind(value: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Yuan2Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Yuan2Tokenizer:
-        """Read `tokenizer.model`, given itself or the directory it lies in, and the added tokens beside it.
+        """Read a directory with `tokenizer.model` and the tables of added tokens beside it, or a model alone.
 
         Raises:
             TokenizerError: no such file, or a file that is not a Yuan 2.0 tokenizer.
@@ -164,13 +164,13 @@ class Yuan2Tokenizer:
 
     def _bytes_of_tokens(self) -> list[bytes]:
         """UTF-8 of every id; none for control pieces and for ids between the pieces and an added token."""
-        everything = list(range(len(self._pieces)))
+        tokens = list(range(len(self._pieces)))
         table = [piece.replace(_SPACE, " ").encode() for piece in self._pieces]
-        for token in everything:
-            if self._processor.is_byte(token):
-                table[token] = bytes([int(self._pieces[token][1:-1], 16)])
-            elif self._processor.is_control(token) or self._processor.is_unknown(token):
-                table[token] = b""
+        for token in compress(tokens, self._processor.is_byte(tokens)):
+            table[token] = bytes([int(self._pieces[token][1:-1], 16)])
+        silent = (self._processor.is_control(tokens), self._processor.is_unknown(tokens))
+        for token in chain.from_iterable(compress(tokens, flags) for flags in silent):
+            table[token] = b""
         table += [b""] * (self.vocab_size - len(table))
         for text, token in self.special_ids.items():
             table[token] = text.encode()
@@ -266,6 +266,11 @@ def _special_ids(processor: Any, added: Mapping[str, int], source: str) -> dict[
             raise TokenizerError(
                 f"{source}: added token {text} has id {token}, "
                 f"which is the piece {processor.id_to_piece(token)!r}"
+            )
+        if token >= pieces + len(added):
+            raise TokenizerError(
+                f"{source}: added token {text} has id {token}, "
+                f"which leaves ids after the {pieces} pieces unused"
             )
         if is_piece and (processor.is_control(token) or processor.is_unknown(token)):
             continue  # <s>, </s>, <unk>: listed by transformers, never part of a Yuan 2.0 text

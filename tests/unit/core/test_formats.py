@@ -84,15 +84,16 @@ def test_alpaca_becomes_one_turn_with_the_alpaca_prompt(tmp_path: Path) -> None:
     )
     assert first.turns == (
         Turn(
-            "Below is an instruction that describes a task, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n"
+            "Below is an instruction that describes a task, paired with an input that provides further "
+            "context. Write a response that appropriately completes the request.\n\n"
+            "### Instruction:\nAdd.\n\n"
             "### Input:\n1 2\n\n### Response:",
             "3",
         ),
     )
     assert second.turns[0].question == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\nSay {input}.\n\n### Response:"
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\nSay {input}.\n\n### Response:"
     )
     assert "### Input" not in third.turns[0].question
 
@@ -156,6 +157,7 @@ def test_a_wrong_record_is_named(record: Any, problem: str, as_lines: bool, tmp_
         ({"instruction": "a", "input": "", "output": ""}, "alpaca", "output: empty answer"),
         ({"instruction": "a", "input": ""}, "alpaca", "output: missing"),
         ({"input": "", "output": "b"}, "alpaca", "instruction: missing"),
+        ({**ALPACA, "history": [["a", "b"]]}, "alpaca", "history: not part of the Alpaca layout"),
         ({"instruction": 1, "output": "b"}, "alpaca", "instruction: must be text, not a number"),
         ({"instruction": "a", "input": None, "output": "b"}, "alpaca", "input: must be text, not null"),
         ({"instruction": "a", "input": "", "output": "b"}, "belle", "instruction: must begin with Human:"),
@@ -209,6 +211,9 @@ FILE_ERRORS: list[tuple[str, Any, str]] = [
     ("cut-after-comma", json.dumps([GOOD])[:-1] + ",", ", record 2, line 1: the file ends in the middle"),
     ("no-comma", json.dumps([GOOD])[:-1] + "\n\n{}]", ", record 1, line 3: '{' where , or ] must stand"),
     ("trailing-comma", json.dumps([GOOD])[:-1] + ",\n]", ", record 2, line 2: not JSON: Expecting value"),
+    ("cut-in-word", '[{"a": tru', ", record 1, line 1: the file ends in the middle"),
+    ("cut-after-list", '[{"a": [1]', ", record 1, line 1: the file ends in the middle"),
+    ("open-text", '[{"a": "b}]', ", record 1, line 1: not JSON: Unterminated string"),
     (
         "bad-token",
         "[\n" + json.dumps(GOOD) + ',\n{"a": nul}]',
@@ -339,12 +344,17 @@ def test_any_text_gives_records_or_one_line_of_error(
     file.write_text(text, encoding="utf-8", newline="\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_records, "_CHUNK", chunk)
-        try:
-            records = list(read_records(file))
-        except DatasetError as error:
-            assert "\n" not in str(error)
-            return
-    if text.lstrip().startswith("["):
+        found = _records_or_error(file)
+    if isinstance(found, str):
+        assert "\n" not in found
+    elif text.lstrip().startswith("["):
         outer = json.loads(text)
         flat = [item for element in outer for item in (element if isinstance(element, list) else [element])]
-        assert records == flat
+        assert found == flat
+
+
+def _records_or_error(file: Path) -> list[Any] | str:
+    try:
+        return list(read_records(file))
+    except DatasetError as error:
+        return str(error)

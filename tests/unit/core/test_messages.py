@@ -81,5 +81,8 @@ def test_a_given_style_is_the_only_one() -> None:
         read_dialogue([user("a")], field="conversations", style=FASTCHAT)
 
 
-def test_an_error_of_a_user_is_one_line() -> None:
-    assert str(UserError("a\nb")) == "a b"
+def test_an_error_of_a_user_is_one_short_line() -> None:
+    assert str(UserError("a\nb\u2028c")) == "a b c"
+    with pytest.raises(MessageError) as caught:
+        read_dialogue([{"role": "x" * 5000, "content": "a"}])
+    assert len(str(caught.value)) < 150

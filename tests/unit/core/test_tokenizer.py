@@ -238,6 +238,7 @@ def test_added_tokens_beside_the_model_are_honoured(tmp_path: Path) -> None:
         ("added_tokens.json", '{"<x>": -1}', "token <x>: -1 is not an id"),
         ("added_tokens.json", '{"<x>": 5}', "added token <x> has id 5, which is the piece"),
         ("added_tokens.json", '{"<x>": 900, "<y>": 900}', "<x> and <y> share id 900"),
+        ("added_tokens.json", '{"<x>": 9000000000}', "<x> has id 9000000000, which leaves ids after the"),
         ("tokenizer_config.json", '{"added_tokens_decoder": []}', "must be an object of ids"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"900": {}}}', "900: has no content"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<x>"}}}', "'x' is not an id"),
