@@ -176,10 +176,10 @@ class Client:
             content_type=MERGE_PATCH,
         )
 
-    async def proxy_pod(self, namespace: str, pod: str, port: int, path: str, timeout: float) -> Object:
-        """GET JSON from a pod through the API server."""
+    async def proxy_pod(self, namespace: str, pod: str, port: int, path: str, timeout: float) -> bytes:
+        """GET from a pod through the API server."""
         url = PODS.path(namespace, f"{pod}:{port}", "proxy") + path
-        return await self._request("GET", "proxy", PODS, url, timeout=timeout)
+        return await self._send("GET", "proxy", PODS, url, timeout=timeout)
 
     def _tls(self) -> ssl.SSLContext | bool:
         return self._credentials.as_ssl_context() if self._credentials.server.startswith("https") else False
@@ -199,27 +199,39 @@ class Client:
         params: Mapping[str, str] | None = None,
         body: Object | None = None,
         content_type: str = JSON,
-        timeout: float = REQUEST_SECONDS,
     ) -> Object:
-        API_REQUESTS.labels(verb=verb, resource=resource.plural).inc()
         data = None if body is None else json.dumps(body)
+        payload = await self._send(
+            method, verb, resource, path, params=params, data=data, content_type=content_type
+        )
+        answer: Object = json.loads(payload) if payload else {}
+        return answer
+
+    async def _send(
+        self,
+        method: str,
+        verb: str,
+        resource: Resource,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        data: str | None = None,
+        content_type: str = JSON,
+        timeout: float = REQUEST_SECONDS,
+    ) -> bytes:
+        API_REQUESTS.labels(verb=verb, resource=resource.plural).inc()
+        headers, limit = self._headers(content_type), aiohttp.ClientTimeout(total=timeout)
         url = self._credentials.server.rstrip("/") + path
         try:
             async with self._session.request(
-                method,
-                url,
-                params=params,
-                data=data,
-                headers=self._headers(content_type),
-                timeout=aiohttp.ClientTimeout(total=timeout),
+                method, url, params=params, data=data, headers=headers, timeout=limit
             ) as response:
                 payload = await response.read()
                 if response.status >= 400:
                     raise error_of(response.status, payload, response.headers)
+                return payload
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
-        answer: Object = json.loads(payload) if payload else {}
-        return answer
 
 
 def error_of(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiError:

@@ -78,6 +78,8 @@ class World:
     """Jobs and pods by the number of their attempt."""
     idle_seconds: float | None = None
     """Seconds without an optimizer step of the attempt under way; None when nobody knows."""
+    foreign: bool = False
+    """Jobs or pods of an earlier FineTune of the same name are still being removed."""
 
     def view(self, number: int) -> AttemptView:
         """Job and pods of one attempt, which may be none."""
@@ -85,7 +87,7 @@ class World:
 
     def quiet(self, now: datetime) -> bool:
         """Nothing of any attempt runs, or can begin to run, any more."""
-        return all(view.quiet(now) for view in self.views.values())
+        return not self.foreign and all(view.quiet(now) for view in self.views.values())
 
 
 def read_ledger(status: FineTuneStatus) -> Ledger:

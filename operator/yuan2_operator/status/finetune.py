@@ -79,8 +79,9 @@ def _with_conditions(
     ]
     conditions = set_conditions(status.conditions, verdicts, now=now, generation=finding.generation)
     update: dict[str, Any] = {"conditions": conditions, "phase": _phase(verdicts)}
-    if ending is not None:
+    if update["phase"] != "Running":
         update["eta"] = None
+    if ending is not None:
         update["model"] = model_of(spec, finding.uid, finding.ledger.number) if ending.complete else None
     return status.model_copy(update=update)
 

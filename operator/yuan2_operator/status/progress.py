@@ -9,6 +9,7 @@ from typing import Any
 
 from yuan2_core.contract import Progress
 from yuan2_operator.api.finetune import FineTuneStatus
+from yuan2_operator.constants import CONDITION_RUNNING, Reason
 
 PROGRESS_FIELDS = frozenset(
     {
@@ -98,7 +99,13 @@ def _first_step(progress: Progress, now: datetime) -> datetime | None:
 
 
 def _without_progress(status: FineTuneStatus) -> Mapping[str, Any]:
-    return status.model_dump(exclude=set(PROGRESS_FIELDS))
+    """The fields that are written at once: not progress, and not the sentence about pods that start
+    normally."""
+    fields = status.model_dump(exclude=set(PROGRESS_FIELDS))
+    for condition in fields["conditions"]:
+        if (condition["type"], condition["reason"]) == (CONDITION_RUNNING, Reason.STARTING):
+            condition["message"] = ""
+    return fields
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -1,0 +1,147 @@
+"""The running operator: client, cache, queue and the tasks around them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from yuan2_operator.apply import Applier
+from yuan2_operator.cache import Cache
+from yuan2_operator.client import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    FINETUNES,
+    JOBS,
+    PODS,
+    SERVICES,
+    YUAN_SERVICES,
+    ApiError,
+    Client,
+    Credentials,
+)
+from yuan2_operator.config import Settings
+from yuan2_operator.constants import FIELD_MANAGER, LABEL_MANAGED_BY
+from yuan2_operator.metrics import QUEUE_LENGTH
+from yuan2_operator.observe import Observer, goes_through_proxy
+from yuan2_operator.queue import Key, WorkQueue
+from yuan2_operator.reconcile import Reconciler
+from yuan2_operator.reconcile.context import Context
+
+logger = logging.getLogger(__name__)
+
+RESYNCS_BETWEEN_AUDITS = 6
+LONGEST_PASS_SECONDS = 180.0
+"""A pass that takes longer hangs: every request in it has a time limit."""
+
+
+class Machine:
+    """Begins to work when kopf has called `start` with its indices."""
+
+    def __init__(self, settings: Settings, login: Callable[[], Credentials]) -> None:
+        self.settings = settings
+        self.queue = WorkQueue(self._process, workers=settings.workers)
+        self._login = login
+        self._cache: Cache | None = None
+        self._reconciler: Reconciler | None = None
+        self._client: Client | None = None
+        self._http: aiohttp.ClientSession | None = None
+        QUEUE_LENGTH.set_function(lambda: len(self.queue))
+
+    @property
+    def cache(self) -> Cache:
+        """What the watches have shown; handlers run only after `start`."""
+        if self._cache is None:
+            raise RuntimeError("the cache is used before kopf has started")
+        return self._cache
+
+    @property
+    def client(self) -> Client:
+        """The session with the API server."""
+        if self._client is None:
+            raise RuntimeError("the client is used before kopf has started")
+        return self._client
+
+    @property
+    def ready(self) -> bool:
+        """Watches run."""
+        return self._cache is not None
+
+    @property
+    def healthy(self) -> bool:
+        """No pass hangs."""
+        return self.queue.longest_pass() < LONGEST_PASS_SECONDS
+
+    async def start(self, **kwargs: Any) -> None:
+        """kopf's startup handler; kopf passes its indices by name."""
+        watched = (FINETUNES, YUAN_SERVICES, JOBS, PODS, DEPLOYMENTS, SERVICES, CONFIG_MAPS)
+        self._client = Client(self._login)
+        self._http = aiohttp.ClientSession()
+        self._cache = Cache({resource.plural: kwargs[resource.plural] for resource in watched})
+        observer = Observer(self._client, self._http, goes_through_proxy(self.settings))
+        context = Context(
+            settings=self.settings,
+            client=self._client,
+            cache=self._cache,
+            applier=Applier(self._client, self._cache),
+            observer=observer,
+            instance=f"{FIELD_MANAGER}-{socket.gethostname()}",
+        )
+        self._reconciler = Reconciler(context)
+        # What was imported stays: collecting it again and again costs time and unshares memory.
+        gc.collect()
+        gc.freeze()
+
+    async def run(self) -> None:
+        """Work on the queue and come back to everything from time to time, until cancelled."""
+        tasks = [asyncio.create_task(self.queue.run()), asyncio.create_task(self._resync())]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if self._client is not None and self._http is not None:
+                await self._client.close()
+                await self._http.close()
+
+    def serves(self, service: Key, finetune: str) -> bool:
+        """Whether a Yuan2Service names that FineTune as its model."""
+        body = self.cache.itself(YUAN_SERVICES.plural, service)
+        model = body["spec"]["model"] if body is not None else {}
+        return bool((model.get("fineTuneRef") or {}).get("name") == finetune)
+
+    async def _process(self, key: Key) -> float | None:
+        if self._reconciler is None:
+            raise RuntimeError("a key is worked on before kopf has started")
+        return await self._reconciler(key)
+
+    async def _resync(self) -> None:
+        """Level-driven to the end: whatever a watch or an event may have missed is found here."""
+        count = 0
+        while True:
+            await asyncio.sleep(self.settings.resync_seconds)
+            count += 1
+            if count % RESYNCS_BETWEEN_AUDITS == 0:
+                await self._audit()
+            for resource in (FINETUNES, YUAN_SERVICES):
+                for key in self.cache.keys(resource.plural):
+                    self.queue.add(key)
+
+    async def _audit(self) -> None:
+        """Find out what vanished while a watch was broken."""
+        selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
+        selectors = {FINETUNES: "", YUAN_SERVICES: "", JOBS: selector, PODS: selector, DEPLOYMENTS: selector}
+        try:
+            for resource, labels in selectors.items():
+                for namespace in self.settings.watch_namespaces or (None,):
+                    # Listed after the cache is read: what appears meanwhile is not taken for vanished.
+                    known = self.cache.uids(resource.plural, namespace)
+                    listed = await self.client.list_all(resource, namespace, labels)
+                    self.cache.hide(known - {obj["metadata"]["uid"] for obj in listed})
+        except ApiError as error:
+            logger.warning("the audit was broken off: %s", error)

@@ -1,0 +1,279 @@
+"""One pass over a Yuan2FineTune."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from yuan2_core.contract import Progress
+from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus
+from yuan2_operator.apply import Occupied, key_of, owned
+from yuan2_operator.cache import Object
+from yuan2_operator.client import CONFIG_MAPS, FINETUNES, JOBS, PODS, Forbidden, Invalid
+from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
+from yuan2_operator.manifests.finetune import finetune_manifests
+from yuan2_operator.plan.finetune import (
+    FineTunePlan,
+    job_name,
+    plan_finetune,
+    references,
+    summary,
+)
+from yuan2_operator.plan.owner import Owner
+from yuan2_operator.plan.references import Rejection
+from yuan2_operator.queue import Key
+from yuan2_operator.reconcile.context import Context
+from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, unwanted
+from yuan2_operator.status.conditions import Verdict
+from yuan2_operator.status.events import attempt_events, condition_events
+from yuan2_operator.status.finetune import Finding, compose
+from yuan2_operator.status.judgement import AttemptView, JobFacts, read_job
+from yuan2_operator.status.pods import PodFacts, Problem, read_pod
+from yuan2_operator.status.progress import Written, idle_seconds, worth_writing
+from yuan2_operator.status.schedule import Outlook, Rhythm, next_look, removal_time
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The resource that a pass is about."""
+
+    owner: Owner
+    spec: FineTuneSpec
+    prior: FineTuneStatus
+    now: datetime
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a pass has decided."""
+
+    ledger: Ledger
+    acceptance: Verdict
+    plan: FineTunePlan | None = None
+    """The open attempt, whose objects must exist."""
+    fallback: Ledger | None = None
+    """The ledger without the attempt that begins in this pass."""
+
+
+class FineTuneReconciler:
+    """Keeps, beside the context, only what may be lost: when progress was last written and last heard."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._written: dict[Key, Written] = {}
+        self._heard: dict[Key, datetime] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Observe, decide, apply, write the status, tell, clean up; gives the seconds to the next look."""
+        body = self._context.cache.itself(FINETUNES.plural, key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            # Its children go with it: the garbage collector follows their owner references.
+            self._written.pop(key, None)
+            self._heard.pop(key, None)
+            return None
+        subject = self._subject(body)
+        world = await self._observe(subject)
+        progress = await self._progress(key, subject, world)
+        world = replace(world, idle_seconds=self._idle(key, subject, world, progress))
+        decision = await self._decide(subject, world)
+        decision, trouble = await self._apply(subject, decision)
+        finding = Finding(
+            uid=subject.owner.uid,
+            generation=subject.owner.generation,
+            ledger=decision.ledger,
+            world=world,
+            acceptance=decision.acceptance,
+            progress=progress,
+            trouble=trouble,
+        )
+        status = await self._write(key, subject, finding)
+        await self._clean_up(subject, status, decision.ledger, world)
+        outlook = Outlook(
+            ledger=decision.ledger,
+            world=world,
+            accepted=decision.acceptance.status == "True",
+            trouble=trouble is not None,
+            polled=_trainer(decision.ledger, world) is not None,
+        )
+        rhythm = Rhythm(self._context.settings.poll_seconds, self._context.settings.missing_seconds)
+        return next_look(subject.spec.run_policy, status, outlook, rhythm, subject.now)
+
+    def _subject(self, body: Object) -> Subject:
+        return Subject(
+            owner=Owner.of({"kind": KIND_FINETUNE, **body}),
+            spec=FineTuneSpec.model_validate(body["spec"]),
+            prior=_prior_status(body),
+            now=self._context.clock(),
+        )
+
+    async def _observe(self, subject: Subject) -> World:
+        """Jobs and pods from the cache; a Job that is missing there is looked for where it cannot be."""
+        owner, cache = subject.owner, self._context.cache
+        jobs = cache.of(JOBS.plural, key_of(owner))
+        ours = {job["metadata"]["name"]: job for job in jobs if owned(job, owner)}
+        ledger = read_ledger(subject.prior)
+        if ledger.open is not None and job_name(owner.name, ledger.number) not in ours:
+            live = await self._context.observer.job(owner.namespace, job_name(owner.name, ledger.number))
+            if live is not None and owned(live, owner):
+                cache.remember(JOBS.plural, key_of(owner), live)
+                ours[live["metadata"]["name"]] = live
+        pods = cache.of(PODS.plural, key_of(owner))
+        return build_world(list(ours.values()), pods, strangers=len(jobs) > len(ours), now=subject.now)
+
+    async def _progress(self, key: Key, subject: Subject, world: World) -> Progress | None:
+        ledger = read_ledger(subject.prior)
+        trainer = _trainer(ledger, world)
+        if trainer is None:
+            return None
+        progress = await self._context.observer.progress(key.namespace, trainer.name, trainer.ip)
+        if progress is None or (progress.name, progress.attempt) != (key.name, ledger.number):
+            return None
+        self._heard[key] = subject.now
+        return progress
+
+    def _idle(self, key: Key, subject: Subject, world: World, progress: Progress | None) -> float | None:
+        """Seconds without a step: as rank 0 says or, when it has stopped answering, since it last did."""
+        if progress is not None:
+            return idle_seconds(progress)
+        trainer = _trainer(read_ledger(subject.prior), world)
+        if trainer is None or trainer.started is None:
+            return None
+        heard = [trainer.started, self._context.began, *([self._heard[key]] if key in self._heard else [])]
+        return (subject.now - max(heard)).total_seconds()
+
+    async def _decide(self, subject: Subject, world: World) -> Decision:
+        """The ledger after what was seen; what a new attempt refers to is looked up only when one is due."""
+        policy, now = subject.spec.run_policy, subject.now
+        ledger = advance(read_ledger(subject.prior), world, policy, accepted=False, now=now)
+        if ledger.ending is not None or ledger.open is not None:
+            return Decision(ledger, _acceptance(subject), self._plan_open(subject, ledger))
+        missing = await self._context.observer.missing(subject.owner.namespace, references(subject.spec))
+        plan = plan_finetune(
+            subject.owner,
+            subject.spec,
+            attempt=ledger.number + 1,
+            restarts=ledger.restarts,
+            missing=missing,
+            default_image=self._context.settings.train_image,
+        )
+        if isinstance(plan, Rejection):
+            return Decision(ledger, Verdict(CONDITION_ACCEPTED, "False", plan.reason, plan.message))
+        begun = advance(ledger, world, policy, accepted=True, now=now)
+        return Decision(
+            begun, _acceptance(subject), plan if begun.open is not None else None, fallback=ledger
+        )
+
+    def _plan_open(self, subject: Subject, ledger: Ledger) -> FineTunePlan | None:
+        """The plan of an attempt that has begun: its other objects are kept in repair."""
+        if ledger.open is None:
+            return None
+        plan = plan_finetune(
+            subject.owner,
+            subject.spec,
+            attempt=ledger.number,
+            restarts=ledger.restarts,
+            missing=(),
+            default_image=self._context.settings.train_image,
+        )
+        return plan if isinstance(plan, FineTunePlan) else None
+
+    async def _apply(self, subject: Subject, decision: Decision) -> tuple[Decision, Problem | None]:
+        """Have the open attempt's objects exist; if the cluster refuses one, the attempt has not begun."""
+        if decision.plan is None:
+            return decision, None
+        manifests = finetune_manifests(decision.plan)
+        if decision.fallback is None:
+            # Its Job exists or has ended; a Job is never made a second time.
+            manifests = [manifest for manifest in manifests if manifest["kind"] != "Job"]
+        try:
+            await self._context.applier.ensure(subject.owner, manifests)
+        except (Occupied, Forbidden, Invalid) as error:
+            ledger = decision.fallback or decision.ledger
+            text = f"the cluster refused an object of attempt {decision.ledger.number}: {error}"
+            logger.warning("%s/%s: %s", subject.owner.namespace, subject.owner.name, text)
+            return replace(decision, ledger=ledger, plan=None), Problem(Reason.RECONCILE_FAILED, text)
+        return decision, None
+
+    async def _write(self, key: Key, subject: Subject, finding: Finding) -> FineTuneStatus:
+        """Write the status if it is worth it, then tell about what changed."""
+        prior, status = subject.prior, compose(subject.spec, subject.prior, finding, subject.now)
+        if not worth_writing(prior, status, self._written.get(key), subject.now):
+            return status
+        await self._context.write_status(FINETUNES, subject.owner, prior.to_api(), status.to_api())
+        self._written[key] = Written(status.step or 0, subject.now)
+        attempts = attempt_events(prior.attempts, status.attempts)
+        await self._context.tell(
+            subject.owner, [*attempts, *condition_events(prior.conditions, status.conditions)]
+        )
+        return status
+
+    async def _clean_up(self, subject: Subject, status: FineTuneStatus, ledger: Ledger, world: World) -> None:
+        """Delete Jobs that must end, are too old, or whose time after the end has passed; the status is
+        written."""
+        owner, applier, now = subject.owner, self._context.applier, _rfc3339(subject.now)
+        removal = removal_time(subject.spec.run_policy, status)
+        expired = ledger.ending is not None and removal is not None and removal <= subject.now
+        doomed = unwanted(ledger, world)
+        for number, view in sorted(world.views.items()):
+            if view.job is None or view.job.deleting or not (expired or number in doomed):
+                continue
+            stops = not view.job.finishing
+            await applier.remove(owner, "Job", job_name(owner.name, number), now, wait=stops)
+        kept = {job_name(owner.name, number) for number, view in world.views.items() if view.job is not None}
+        for config in self._context.cache.of(CONFIG_MAPS.plural, key_of(owner)):
+            name = config["metadata"]["name"]
+            if name not in kept and (expired or name != job_name(owner.name, ledger.number)):
+                await applier.remove(owner, "ConfigMap", name, now)
+
+
+def build_world(jobs: list[Object], pods: list[Object], *, strangers: bool, now: datetime) -> World:
+    """Jobs and pods by attempt. `strangers`: Jobs of an earlier FineTune of the same name are still there."""
+    facts: dict[int, JobFacts] = {job.attempt: job for job in map(read_job, jobs)}
+    by_attempt: dict[int, list[PodFacts]] = {}
+    mine = {job["metadata"]["uid"] for job in jobs}
+    foreign = strangers
+    for pod in pods:
+        seen = read_pod(pod)
+        controllers = {reference["uid"] for reference in pod["metadata"].get("ownerReferences", ())}
+        if controllers & mine or not strangers:
+            by_attempt.setdefault(seen.attempt, []).append(seen)
+        elif not seen.settled(now):
+            foreign = True
+    views = {
+        number: AttemptView(
+            number, facts.get(number), tuple(sorted(by_attempt.get(number, ()), key=lambda pod: pod.index))
+        )
+        for number in {*facts, *by_attempt}
+    }
+    return World(views, foreign=foreign)
+
+
+def _trainer(ledger: Ledger, world: World) -> PodFacts | None:
+    """The pod of rank 0, if it runs and is to go on."""
+    if ledger.open is None:
+        return None
+    pods = world.view(ledger.number).pods
+    return next((pod for pod in pods if pod.index == 0 and pod.running and pod.delete_by is None), None)
+
+
+def _acceptance(subject: Subject) -> Verdict:
+    """The condition Accepted of a run that has begun: it was accepted then."""
+    return Verdict(CONDITION_ACCEPTED, "True", Reason.VALID, summary(subject.spec))
+
+
+def _prior_status(body: Object) -> FineTuneStatus:
+    """The status as it was written; one that cannot be read (somebody edited it) counts as none."""
+    try:
+        return FineTuneStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        logger.warning("%s: status cannot be read and is made anew: %s", body["metadata"]["name"], error)
+        return FineTuneStatus()
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,112 @@
+"""One pass over a Yuan2Service."""
+
+from __future__ import annotations
+
+import logging
+
+from pydantic import ValidationError
+
+from yuan2_operator.api.finetune import FineTuneStatus
+from yuan2_operator.api.service import ServiceSpec, ServiceStatus
+from yuan2_operator.apply import Occupied, key_of
+from yuan2_operator.cache import Object
+from yuan2_operator.client import DEPLOYMENTS, FINETUNES, PODS, YUAN_SERVICES, Forbidden, Invalid
+from yuan2_operator.constants import KIND_FINETUNE, KIND_SERVICE, Reason
+from yuan2_operator.manifests.service import obsolete, service_manifests
+from yuan2_operator.plan.owner import Owner
+from yuan2_operator.plan.references import Rejection
+from yuan2_operator.plan.service import ServicePlan, plan_service, references, served_model
+from yuan2_operator.queue import Key
+from yuan2_operator.reconcile.context import Context
+from yuan2_operator.status.events import condition_events
+from yuan2_operator.status.service import ServiceObservation, service_status
+
+logger = logging.getLogger(__name__)
+
+TROUBLE_SECONDS = 15.0
+
+
+class ServiceReconciler:
+    """Keeps nothing between passes."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Decide, apply, observe, write the status, tell; gives the seconds to the next look."""
+        body = self._context.cache.itself(YUAN_SERVICES.plural, key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            return None
+        owner = Owner.of({"kind": KIND_SERVICE, **body})
+        spec, prior = ServiceSpec.model_validate(body["spec"]), _prior_status(body)
+        decision = await self._decide(owner, spec, prior)
+        decision = await self._apply(owner, decision)
+        status = service_status(owner, spec, decision, self._observe(owner), prior, now=self._context.clock())
+        if status != prior:
+            await self._context.write_status(YUAN_SERVICES, owner, prior.to_api(), status.to_api())
+            await self._context.tell(owner, condition_events(prior.conditions, status.conditions))
+        return _next_look(decision, self._context.settings.missing_seconds)
+
+    async def _decide(self, owner: Owner, spec: ServiceSpec, prior: ServiceStatus) -> ServicePlan | Rejection:
+        finetune = self._finetune(owner, spec)
+        wanted = references(spec, served_model(spec, prior, finetune))
+        missing = await self._context.observer.missing(owner.namespace, wanted)
+        return plan_service(
+            owner,
+            spec,
+            prior,
+            finetune=finetune,
+            missing=missing,
+            default_image=self._context.settings.serve_image,
+        )
+
+    def _finetune(self, owner: Owner, spec: ServiceSpec) -> FineTuneStatus | None:
+        reference = spec.model.fine_tune_ref
+        if reference is None:
+            return None
+        key = Key(KIND_FINETUNE, owner.namespace, reference.name)
+        body = self._context.cache.itself(FINETUNES.plural, key)
+        return None if body is None else FineTuneStatus.model_validate(body.get("status") or {})
+
+    async def _apply(self, owner: Owner, decision: ServicePlan | Rejection) -> ServicePlan | Rejection:
+        """Have the children exist; what the cluster refuses becomes the sentence of `Accepted`."""
+        if isinstance(decision, Rejection):
+            return decision
+        applier, now = self._context.applier, self._context.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+        deployments = {d["metadata"]["name"] for d in self._deployments(owner)}
+        try:
+            await applier.ensure(owner, service_manifests(decision))
+        except (Occupied, Forbidden, Invalid) as error:
+            logger.warning("%s/%s: %s", owner.namespace, owner.name, error)
+            return Rejection(
+                Reason.RECONCILE_FAILED, f"the cluster refused an object of the service: {error}"
+            )
+        for child in obsolete(decision, deployments):
+            await applier.remove(owner, child.kind, child.name, now)
+        return decision
+
+    def _deployments(self, owner: Owner) -> list[Object]:
+        return self._context.cache.of(DEPLOYMENTS.plural, key_of(owner))
+
+    def _observe(self, owner: Owner) -> ServiceObservation:
+        pods = self._context.cache.of(PODS.plural, key_of(owner))
+        return ServiceObservation({d["metadata"]["name"]: d for d in self._deployments(owner)}, pods)
+
+
+def _next_look(decision: ServicePlan | Rejection, missing_seconds: float) -> float | None:
+    if isinstance(decision, ServicePlan):
+        return None
+    by_event = (Reason.FINETUNE_NOT_FOUND, Reason.FINETUNE_NOT_COMPLETE, Reason.FINETUNE_FAILED)
+    if decision.reason in by_event:
+        # The FineTune is watched: its next change brings this service back.
+        return None
+    return TROUBLE_SECONDS if decision.reason == Reason.RECONCILE_FAILED else missing_seconds
+
+
+def _prior_status(body: Object) -> ServiceStatus:
+    """The status as it was written; one that cannot be read (somebody edited it) counts as none."""
+    try:
+        return ServiceStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        logger.warning("%s: status cannot be read and is made anew: %s", body["metadata"]["name"], error)
+        return ServiceStatus()
