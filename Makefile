@@ -26,7 +26,7 @@ $(VENV)/.ok: requirements/dev.txt scripts/venv.sh
 	@scripts/venv.sh $(VENV) requirements/dev.txt $(PYTHON)
 
 $(COMPAT)/.ok: requirements/compat.txt scripts/venv.sh
-	@scripts/venv.sh $(COMPAT) requirements/compat.txt python3.10
+	@scripts/venv.sh $(COMPAT) requirements/compat.txt "$$(scripts/find-python.sh 3.10)"
 
 .PHONY: demo demo-down
 demo: $(VENV)/.ok ## Train and serve a small Yuan 2.0 on a real one-node cluster, then ask it

@@ -16,12 +16,12 @@ stage venv make --no-print-directory venv
 [ $status = 0 ] || exit $status
 stage lint make --no-print-directory lint
 stage unit make --no-print-directory unit
-if command -v python3.10 >/dev/null; then
+if scripts/find-python.sh 3.10 >/dev/null 2>&1; then
   stage compat make --no-print-directory compat
 elif [ "${CI:-}" = true ]; then
   stage compat false
 else
-  echo "skipped: the suite on Python 3.10 and torch 2.1.2, python3.10 is not installed"
+  echo "skipped: the suite on Python 3.10 and torch 2.1.2, no Python 3.10 to be had"
 fi
 stage integration make --no-print-directory integration
 stage e2e make --no-print-directory e2e

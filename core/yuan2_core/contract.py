@@ -111,7 +111,6 @@ class Training(Contract):
     """Seed of the order of the data."""
 
 
-
 class DeepSpeed(Contract):
     """The part of DeepSpeed's configuration that a user decides."""
 
@@ -182,7 +181,9 @@ class TrainJob(Contract):
     progress_port: PositiveInt = PORT_PROGRESS
 
 
-TrainState = Literal["starting", "preparing", "training", "saving", "exporting", "complete", "preempted", "failed"]
+TrainState = Literal[
+    "starting", "preparing", "training", "saving", "exporting", "complete", "preempted", "failed"
+]
 
 
 class Progress(Contract):
