@@ -22,8 +22,11 @@ ALLOWED = [
     ("update", "yuan2services.yuan2.dev/finalizers"),
     ("create", "jobs.batch"),
     ("patch", "deployments.apps"),
+    ("watch", "services"),
     ("delete", "services"),
+    ("watch", "configmaps"),
     ("get", "configmaps"),
+    ("watch", "customresourcedefinitions.apiextensions.k8s.io"),
     ("watch", "pods"),
     ("get", "persistentvolumeclaims"),
     ("get", "secrets"),
@@ -42,7 +45,7 @@ DENIED = [
     ("create", "pods/exec"),
     ("list", "nodes"),
     ("create", "clusterroles.rbac.authorization.k8s.io"),
-    ("get", "customresourcedefinitions.apiextensions.k8s.io"),
+    ("patch", "customresourcedefinitions.apiextensions.k8s.io"),
 ]
 
 
