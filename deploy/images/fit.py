@@ -1,7 +1,7 @@
 """Which locked packages an image installs on its base: `fit.py LOCK [OLDER_LOCK]` prints a requirements file.
 
 The base owns its torch: NVIDIA's is built for the machine and no package of PyPI may replace it, so torch,
-its GPU libraries and the numpy it was compiled against are left out wherever the base has them. So is whatever is
+its GPU libraries and the numpy it was compiled against are left out wherever the base has them. So is what is
 installed at the locked version already. The rest is printed with its hashes, for `pip install --no-deps
 --require-hashes`: the lock is complete, so pip needs to resolve nothing and can pull nothing else in.
 

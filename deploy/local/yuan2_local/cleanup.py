@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import network, node, rules
-from .command import note, run, wait_until
+from . import network, node, registry, rules
+from .command import exclusive_if_free, note, run, wait_until
 from .errors import ClusterError
 from .gobuild import PROGRAMS, binary_path
 from .mounts import unmount_below
@@ -80,7 +80,8 @@ def remove_traces(cache: Cache, state: State, before: Host) -> None:
     """Shims, mounts, control groups, network, log links, and folders that were not there before."""
     for pid in shim_pids(state.containerd_socket):
         _kill_with_children(pid)
-    unmount_below(state.root, cache.containerd, cache.buildah)
+    unmount_below(state.root, cache.containerd)
+    _end_image_service(cache)
     for name in _POD_CGROUPS:
         _remove_cgroups(name)
     network.remove_bridge()
@@ -90,6 +91,15 @@ def remove_traces(cache: Cache, state: State, before: Host) -> None:
         unmount_below(Path(path))
         shutil.rmtree(path, ignore_errors=True)
     network.FORWARDING.write_text(before.forwarding)
+
+
+def _end_image_service(cache: Cache) -> None:
+    with exclusive_if_free(cache.images_lock) as free:
+        if not free:
+            note("down: images are being built; the registry stays until `cluster.py registry-down`")
+            return
+        unmount_below(cache.buildah)
+        registry.stop_registry(cache)
 
 
 def shim_pids(socket: Path) -> list[int]:

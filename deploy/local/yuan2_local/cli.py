@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from . import cluster, images, provisioner, registry, volumes
-from .client import Client
 from .command import note, tail
-from .controlplane import ControlPlane
 from .errors import ClusterError
-from .node import NODE_NAME
+from .node import set_gpus
 from .paths import Cache, State, cache_from, control_plane_state, is_foreign, node_state
 from .processes import Processes
 
@@ -84,13 +82,6 @@ def _state(options: argparse.Namespace, cache: Cache) -> State:
     return node_state(os.environ)
 
 
-def _running(state: State) -> ControlPlane:
-    found = cluster.load(state)
-    if found is None:
-        raise ClusterError("no cluster runs: `cluster.py up` starts one")
-    return cluster.plane_of(state, found, {})
-
-
 def _up(options: argparse.Namespace, cache: Cache) -> None:
     if is_foreign(os.environ) and not options.control_plane_only:
         print(f"KUBECONFIG is set: using the cluster of {os.environ['KUBECONFIG']}, starting none")
@@ -130,7 +121,7 @@ def _logs(options: argparse.Namespace, cache: Cache) -> None:
 
 
 def _volume(options: argparse.Namespace, _cache: Cache) -> None:
-    plane = _running(node_state(os.environ))
+    plane = cluster.running(node_state(os.environ))
     print(volumes.create_volume(plane.client(), plane.state, options.claim, options.size, options.tmpfs))
 
 
@@ -141,13 +132,7 @@ def _volume_path(options: argparse.Namespace, _cache: Cache) -> None:
 def _gpus(options: argparse.Namespace, _cache: Cache) -> None:
     if options.count < 0:
         raise ClusterError(f"N {options.count}: write 0 or more")
-    set_gpus(_running(node_state(os.environ)).client(), options.count)
-
-
-def set_gpus(client: Client, count: int) -> None:
-    """Make the node report `count` nvidia.com/gpu, which the scheduler and the kubelet then believe."""
-    amount = {"nvidia.com/gpu": str(count) if count else None}
-    client.merge(f"/api/v1/nodes/{NODE_NAME}/status", {"status": {"capacity": amount, "allocatable": amount}})
+    set_gpus(cluster.running(node_state(os.environ)).client(), options.count)
 
 
 def _images(options: argparse.Namespace, cache: Cache) -> None:
@@ -161,7 +146,7 @@ def _registry_down(_options: argparse.Namespace, cache: Cache) -> None:
 
 def _provision(_options: argparse.Namespace, _cache: Cache) -> None:
     state = node_state(os.environ)
-    provisioner.serve(_running(state).client("provisioner"), state)
+    provisioner.serve(cluster.running(state).client("provisioner"), state)
 
 
 if __name__ == "__main__":

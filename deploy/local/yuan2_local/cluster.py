@@ -55,6 +55,14 @@ def plane_of(state: State, cluster: Cluster, binaries: dict[str, Path]) -> Contr
     return ControlPlane(state, binaries, address, cluster.ports, node.NODE_NAME, cluster.with_node)
 
 
+def running(state: State) -> ControlPlane:
+    """The control plane of a cluster that was made; ClusterError when there is none."""
+    cluster = load(state)
+    if cluster is None:
+        raise ClusterError("no cluster runs: `cluster.py up` starts one")
+    return plane_of(state, cluster, {})
+
+
 def up(cache: Cache, state: State, with_node: bool) -> ControlPlane:
     """Start or heal the cluster and return its control plane when it is ready.
 
@@ -190,7 +198,6 @@ def _down(cache: Cache, state: State) -> None:
         processes.stop("containerd")
     processes.kill_all()
     if cluster.before:
-        registry.stop_registry(cache)
         cleanup.remove_traces(cache, state, cluster.before)
     shutil.rmtree(state.root)
 

@@ -114,6 +114,19 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def exclusive_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock if nobody does; yields whether it is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def wait_until(what: str, ready: Callable[[], bool], seconds: float, interval: float = 0.1) -> None:
     """Poll `ready` until it returns true; ClusterError naming `what` when time is up."""
     deadline = time.monotonic() + seconds

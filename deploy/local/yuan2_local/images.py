@@ -110,9 +110,12 @@ class Builder:
         reference = f"{self._registry}/yuan2/{name}:{tag}"
         if not self._outside and has_image(self._registry, f"yuan2/{name}", tag):
             return reference
-        with exclusive(self._cache.locks / "images.lock"):
+        with exclusive(self._cache.images_lock):
             ensure_packages()
             local = self._ensure_built(name)
+            if not self._outside:
+                # A `down` may have ended it during a long build.
+                ensure_registry(self._cache)
             with step(f"push {name}"):
                 self._buildah("push", "-q", *self._push_flags(), local, f"docker://{reference}")
         return reference

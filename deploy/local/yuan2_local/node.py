@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .client import Client
 from .controlplane import ControlPlane
 from .errors import ClusterError
 from .network import BRIDGE, NODE_ADDRESS, POD_SUBNET
@@ -245,3 +246,9 @@ def _installed(name: str) -> str:
     if found is None:
         raise ClusterError(f"{name}: not found; install the package {name}")
     return found
+
+
+def set_gpus(client: Client, count: int) -> None:
+    """Make the node report `count` nvidia.com/gpu, which the scheduler and the kubelet then believe."""
+    amount = {"nvidia.com/gpu": str(count) if count else None}
+    client.merge(f"/api/v1/nodes/{NODE_NAME}/status", {"status": {"capacity": amount, "allocatable": amount}})

@@ -57,6 +57,11 @@ class Cache:
         return self.root / "locks"
 
     @property
+    def images_lock(self) -> Path:
+        """Held while an image is built or pushed."""
+        return self.locks / "images.lock"
+
+    @property
     def registry_state(self) -> Path:
         """State of the registry, which serves `images` even when no cluster runs."""
         return self.root / "registry-state"

@@ -34,7 +34,7 @@ func sweep(ctx context.Context, endpoint string) error {
 	}
 	defer connection.Close()
 	client := runtime.NewRuntimeServiceClient(connection)
-	listed, err := client.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{}, grpc.WaitForReady(true))
+	listed, err := list(ctx, client)
 	if err != nil {
 		return err
 	}
@@ -55,6 +55,21 @@ func sweep(ctx context.Context, endpoint string) error {
 		return err
 	}
 	return nil
+}
+
+// list asks until the runtime answers: one that has just started refuses for a moment.
+func list(ctx context.Context, client runtime.RuntimeServiceClient) (*runtime.ListPodSandboxResponse, error) {
+	for {
+		listed, err := client.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{}, grpc.WaitForReady(true))
+		if err == nil {
+			return listed, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func remove(ctx context.Context, client runtime.RuntimeServiceClient, id string) error {

@@ -1,0 +1,133 @@
+"""Fixtures that give tests a real cluster: a control plane of their own, or the whole node.
+
+Import them in a conftest.py: `from tests.support.cluster import control_plane, node_cluster  # noqa: F401`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from yuan2_local import cluster, images, volumes
+from yuan2_local.client import Client
+from yuan2_local.command import run
+from yuan2_local.errors import ClusterError
+from yuan2_local.gobuild import go_command
+from yuan2_local.node import set_gpus
+from yuan2_local.paths import (
+    REPOSITORY,
+    Cache,
+    State,
+    cache_from,
+    control_plane_state,
+    is_foreign,
+    node_state,
+)
+
+CRDS = REPOSITORY / "crds"
+
+
+@dataclass(frozen=True)
+class TestCluster:
+    """A running cluster, as tests use it."""
+
+    __test__ = False
+
+    cache: Cache
+    state: State
+    kubeconfig: Path
+
+    def kubectl(self, *words: str, input: str | None = None) -> str:  # noqa: A002  (subprocess' own name)
+        """Run kubectl as the administrator and return its output; ClusterError with its words if it fails."""
+        environ = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        return run([self.cache.binaries / "kubectl", *words], environ=environ, stdin=input)
+
+    @property
+    def client(self) -> Client:
+        """An administrator's client for raw paths (local clusters only)."""
+        return cluster.running(self.state).client()
+
+    @cached_property
+    def images(self) -> Mapping[str, str]:
+        """References of the images train, serve and operator, built from this tree when that is needed."""
+        return images.build(self.cache, images.DEFAULT, os.environ)
+
+    def image(self, name: str) -> str:
+        """Reference of one image: train, serve, operator, or a base: base, python."""
+        return images.build(self.cache, [name], os.environ)[name]
+
+    def volume(self, claim: str, size: str = "2Gi", tmpfs: bool = False) -> Path:
+        """Make the volume for NAMESPACE/CLAIM before the claim exists; returns the directory behind it."""
+        return volumes.create_volume(self.client, self.state, claim, size, tmpfs)
+
+    def volume_path(self, claim: str) -> Path:
+        """The directory behind NAMESPACE/CLAIM."""
+        return volumes.directory(self.state, *volumes.parse_claim(claim))
+
+    def set_gpus(self, count: int) -> None:
+        """Make the node say that it has `count` GPUs."""
+        set_gpus(self.client, count)
+
+
+def _cannot(reason: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _require_go() -> None:
+    try:
+        go_command()
+    except ClusterError as error:
+        _cannot(str(error))
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+    """A control plane without a node, of this test session alone, with the CRDs installed."""
+    _require_go()
+    if shutil.which("openssl") is None:
+        _cannot("openssl: not found; install the package openssl")
+    cache = cache_from(os.environ)
+    state = control_plane_state(cache, f"test-{os.getpid()}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(cluster.down, cache, state)
+        cluster.up(cache, state, with_node=False)
+        made = TestCluster(cache, state, state.kubeconfig)
+        _install_crds(made)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def node_cluster() -> Iterator[TestCluster]:
+    """The whole one-node cluster: the one that runs, else one that is started now and removed at the end.
+
+    With KUBECONFIG naming another cluster, that one.
+    """
+    cache, state = cache_from(os.environ), node_state(os.environ)
+    if is_foreign(os.environ):
+        yield TestCluster(cache, state, Path(os.environ["KUBECONFIG"]))
+        return
+    _require_go()
+    if os.geteuid() != 0:
+        _cannot("the one-node cluster needs root")
+    was_there = cluster.load(state) is not None
+    with contextlib.ExitStack() as stack:
+        if not was_there:
+            stack.callback(cluster.down, cache, state)
+        cluster.up(cache, state, with_node=True)
+        yield TestCluster(cache, state, state.kubeconfig)
+
+
+def _install_crds(made: TestCluster) -> None:
+    if any(CRDS.glob("*.yaml")):
+        made.kubectl("apply", "--server-side", "-k", str(CRDS))
+        made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
