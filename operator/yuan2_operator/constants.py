@@ -42,6 +42,8 @@ LABEL_NAME: Final = "app.kubernetes.io/name"
 LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 PART_OF: Final = "yuan2"
 
+ANNOTATION_APPLIED_HASH: Final = "yuan2.dev/applied-hash"
+"""On a child: hash of what was applied, by which a field that is no longer wanted is noticed."""
 ANNOTATION_CONFIG_HASH: Final = "yuan2.dev/config-hash"
 """On a pod template: hash of the job file, so that a changed job rolls the pods."""
 ANNOTATION_RESTARTS: Final = "yuan2.dev/restarts"

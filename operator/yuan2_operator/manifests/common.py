@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from yuan2_core.contract import JOB_FILE
 from yuan2_operator.api.pods import Affinity, LocalObjectReference, ResourceRequirements, Toleration
 from yuan2_operator.constants import (
+    ANNOTATION_APPLIED_HASH,
     CLAIMS_DIRECTORY,
     FIELD_MANAGER,
     GPU_RESOURCE,
@@ -22,7 +24,7 @@ from yuan2_operator.constants import (
     RUN_AS_USER,
     SCRATCH_DIRECTORY,
 )
-from yuan2_operator.plan.owner import Owner, selector_labels
+from yuan2_operator.plan.owner import Owner, digest, selector_labels
 
 Manifest = dict[str, Any]
 
@@ -71,6 +73,17 @@ def metadata(
     if annotations:
         result["annotations"] = dict(annotations)
     return result
+
+
+def stamped(manifest: Manifest) -> Manifest:
+    """The manifest with a hash of itself.
+
+    Comparing a child field by field finds what it lacks, never what it has too much, such as a node selector
+    that the user took back; with the hash, that is a difference as well.
+    """
+    stamp = {ANNOTATION_APPLIED_HASH: digest(json.dumps(manifest, sort_keys=True))}
+    own = manifest["metadata"]
+    return {**manifest, "metadata": {**own, "annotations": {**own.get("annotations", {}), **stamp}}}
 
 
 def config_map(

@@ -25,6 +25,7 @@ from yuan2_operator.manifests.common import (
     job_volume,
     metadata,
     placement,
+    stamped,
 )
 from yuan2_operator.plan.owner import Owner, selector_labels
 from yuan2_operator.plan.service import ServicePlan, component_name, components, config_name, revision
@@ -70,7 +71,7 @@ def service_manifests(plan: ServicePlan) -> list[Manifest]:
         for component in components(plan.spec)
         if component in ports
     ]
-    return [config, *services, *parts]
+    return [stamped(manifest) for manifest in (config, *services, *parts)]
 
 
 def obsolete(plan: ServicePlan, deployments: Collection[str]) -> list[ObjectKey]:

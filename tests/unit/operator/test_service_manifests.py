@@ -197,3 +197,12 @@ def test_a_disabled_web_page_is_removed_service_first():
 def test_nothing_is_removed_that_is_wanted_or_not_there():
     assert obsolete(plan_of(), {"alpaca-controller"}) == []
     assert obsolete(plan_of(FULL), {"alpaca-web"}) == []
+
+
+def test_a_field_that_was_taken_back_changes_the_stamp_of_its_object():
+    before = manifest(plan_of(spec_of(worker={"nodeSelector": {"a": "b"}})), "Deployment", "alpaca-worker")
+    after = manifest(plan_of(), "Deployment", "alpaca-worker")
+    stamps = [made["metadata"]["annotations"]["yuan2.dev/applied-hash"] for made in (before, after)]
+    assert stamps[0] != stamps[1]
+    again = manifest(plan_of(), "Deployment", "alpaca-worker")
+    assert again == after
