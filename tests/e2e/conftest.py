@@ -11,7 +11,7 @@ __all__ = ["node_cluster", "operated"]
 
 
 @pytest.fixture(scope="session")
-def operated(node_cluster: TestCluster) -> TestCluster:  # noqa: F811 - pytest's way to name a fixture
+def operated(node_cluster: TestCluster) -> TestCluster:
     """The cluster with the operator of this tree as a Deployment."""
     install_operator(node_cluster)
     return node_cluster

@@ -1,0 +1,154 @@
+"""Bad input ends a run before training, once, with file, record and field in the status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.support.cluster import TestCluster
+from tests.support.journey import Namespace, finetune, namespace, source
+from tests.support.training import conversations, write_data, write_model
+
+SECONDS = 180.0
+
+
+@pytest.fixture(scope="module")
+def bench(operated: TestCluster) -> Iterator[Namespace]:
+    """A namespace whose claim `models` holds a sound model and sound data, and broken ones beside them."""
+    with namespace(operated, "e2e-bad-input") as made:
+        directory = made.claim("models")
+        model = write_model(directory / "model")
+        write_data(directory / "data.json", 12)
+        _break_inputs(directory, model)
+        yield made
+
+
+def _break_inputs(directory: Path, model: Path) -> None:
+    (directory / "empty.json").write_text("")
+    (directory / "truncated.json").write_text(json.dumps(conversations(3))[:-20])
+    silent = conversations(3)
+    silent[1]["conversations"][1]["value"] = ""
+    (directory / "silent.json").write_text(json.dumps(silent))
+    shutil.copytree(model, directory / "missing-tensor")
+    weights = directory / "missing-tensor" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights)
+    shutil.copytree(model, directory / "no-sep")
+    _without_sep(directory / "no-sep")
+
+
+def _without_sep(directory: Path) -> None:
+    """A tokenizer model trained as ours is, but of text alone."""
+    import sentencepiece
+
+    for path in directory.glob("*token*"):
+        path.unlink()
+    words = " ".join(message["value"] for record in conversations(60) for message in record["conversations"])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([words]),
+        model_prefix=str(directory / "tokenizer"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (directory / "tokenizer.vocab").unlink()
+
+
+CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+    "empty": ({"dataset": {"source": source("empty.json")}}, "InvalidData", ("empty.json",)),
+    "truncated": ({"dataset": {"source": source("truncated.json")}}, "InvalidData", ("truncated.json",)),
+    "silent": (
+        {"dataset": {"source": source("silent.json")}},
+        "InvalidData",
+        ("silent.json", "record 2", "conversations[1]"),
+    ),
+    "no-data": ({"dataset": {"source": source("absent.json")}}, "InvalidData", ("absent.json",)),
+    "missing-tensor": (
+        {"model": {"source": source("missing-tensor")}},
+        "InvalidModel",
+        ("missing-tensor", "model.layers.1.mlp.up_proj.weight"),
+    ),
+    "no-sep": ({"model": {"source": source("no-sep")}}, "InvalidModel", ("<sep>",)),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(bench: Namespace) -> Namespace:
+    """All the bad runs, applied together."""
+    bench.apply(*(finetune(name, **changes) for name, (changes, _, _) in CASES.items()))
+    return bench
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_can_never_work_fails_once_and_says_why(refused: Namespace, name: str) -> None:
+    refused.wait(f"y2ft/{name}", "Failed", SECONDS)
+
+    status = refused.status("y2ft", name)
+    failed = refused.condition("y2ft", name, "Failed")
+    _, reason, words = CASES[name]
+    assert failed["reason"] == reason
+    for word in words:
+        assert word in failed["message"]
+    assert "\n" not in failed["message"]
+    assert status["phase"] == "Failed"
+    assert status["restarts"] == 0
+    assert [attempt["outcome"] for attempt in status["attempts"]] == ["Invalid"]
+    assert len(refused.list("jobs", f"yuan2.dev/finetune={name}")) == 1
+    pods = refused.list("pods", f"yuan2.dev/finetune={name}")
+    assert {pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] for pod in pods} == {78}
+
+
+@pytest.mark.node
+def test_a_missing_claim_is_waited_for(operated: TestCluster) -> None:
+    with namespace(operated, "e2e-claim") as made:
+        made.apply(finetune("early", training={"maxSteps": 2}))
+        made.wait("y2ft/early", "Accepted=False", 60)
+        waiting = made.condition("y2ft", "early", "Accepted")
+        assert waiting["reason"] == "ClaimNotFound"
+        assert "models" in waiting["message"]
+        assert not made.list("jobs")
+
+        directory = made.claim("models")
+        write_model(directory / "model")
+        write_data(directory / "data.json", 12)
+        made.wait("y2ft/early", "Complete", SECONDS)
+
+
+@pytest.mark.node
+def test_a_full_volume_fails_clearly_and_keeps_the_last_checkpoint(operated: TestCluster) -> None:
+    with namespace(operated, "e2e-full") as made:
+        directory = made.claim("models")
+        write_model(directory / "model", layers=4, hidden=128)
+        write_data(directory / "data.json", 12)
+        small = made.claim("small", size="64Mi", tmpfs=True)
+        run = finetune(
+            "full",
+            training={"maxSteps": 400},
+            checkpoint={"everySteps": 4, "keep": 100},
+            runPolicy={"maxRestarts": 0},
+            output=source("full", "small"),
+        )
+        made.apply(run)
+        made.wait("y2ft/full", "Failed", SECONDS)
+
+        failed = made.condition("y2ft", "full", "Failed")
+        assert "OutputFull" in failed["reason"] + failed["message"]
+        _assert_newest_checkpoint_loads(small / "full" / "checkpoints", made.status("y2ft", "full"))
+
+
+def _assert_newest_checkpoint_loads(directory: Path, status: dict[str, Any]) -> None:
+    from yuan2_trainer.checkpoint import Checkpoints
+
+    warnings: list[str] = []
+    found = Checkpoints(directory, 100, warnings.append).latest()
+    assert found is not None
+    assert not warnings
+    assert found.manifest.position.step == status["lastCheckpointStep"]

@@ -1,0 +1,140 @@
+"""What an end-to-end test does on the node, by the commands that a user has: apply, get, wait, delete."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.cluster import TestCluster
+from yuan2_demo import install
+from yuan2_local.errors import ClusterError
+
+Object = dict[str, Any]
+POLL_SECONDS = 0.5
+
+
+def install_operator(cluster: TestCluster) -> None:
+    """The operator as a Deployment, from deploy/base, with the images of this tree."""
+    folder = install.write_overlay("operator", install.operator_overlay(cluster.images))
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(folder))
+    operator = f"deployment/{install.OPERATOR}"
+    cluster.kubectl("-n", install.OPERATOR_NAMESPACE, "rollout", "status", operator, "--timeout=180s")
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A namespace of one test."""
+
+    cluster: TestCluster
+    name: str
+
+    def kubectl(self, *words: str, input: str | None = None) -> str:  # noqa: A002 - subprocess' own name
+        return self.cluster.kubectl("-n", self.name, *words, input=input)
+
+    def apply(self, *manifests: Mapping[str, Any]) -> None:
+        document = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        self.kubectl("apply", "-f", "-", input=json.dumps(document))
+
+    def get(self, kind: str, name: str) -> Object:
+        return dict(json.loads(self.kubectl("get", kind, name, "-o", "json")))
+
+    def list(self, kind: str, selector: str = "") -> list[Object]:
+        words = ["get", kind, "-o", "json", *(["-l", selector] if selector else [])]
+        return list(json.loads(self.kubectl(*words))["items"])
+
+    def wait(self, thing: str, condition: str, seconds: float) -> None:
+        """`kubectl wait`, and on a time-out what stands in the status instead of it."""
+        try:
+            self.kubectl("wait", f"--for=condition={condition}", thing, f"--timeout={seconds:g}s")
+        except ClusterError as error:
+            raise AssertionError(f"{error}\n{self.explain(thing)}") from error
+
+    def until(self, what: str, look: Callable[[], Any], seconds: float) -> Any:
+        """The first truthy value of `look`."""
+        deadline = time.monotonic() + seconds
+        while not (value := look()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{what}: not within {seconds:g} s\n{self.explain('y2ft,y2svc')}")
+            time.sleep(POLL_SECONDS)
+        return value
+
+    def explain(self, things: str) -> str:
+        """Conditions and pods, for the message of a test that fails."""
+        return "\n".join(
+            (self.kubectl("get", things, "-o", "yaml"), self.kubectl("get", "pods", "-o", "wide"))
+        )
+
+    def status(self, kind: str, name: str) -> Object:
+        return dict(self.get(kind, name).get("status", {}))
+
+    def condition(self, kind: str, name: str, condition: str) -> Object:
+        """One condition, {} while it is absent."""
+        conditions = self.status(kind, name).get("conditions", [])
+        return next((entry for entry in conditions if entry["type"] == condition), {})
+
+    def claim(self, name: str, size: str = "2Gi", tmpfs: bool = False) -> Path:
+        """A bound claim; returns the directory behind it."""
+        directory = self.cluster.volume(f"{self.name}/{name}", size, tmpfs)
+        self.apply(claim(name, size))
+        return directory
+
+
+@contextmanager
+def namespace(cluster: TestCluster, name: str) -> Iterator[Namespace]:
+    """A fresh namespace that goes with the block."""
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
+    cluster.kubectl("create", "namespace", name)
+    try:
+        yield Namespace(cluster, name)
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def claim(name: str, size: str = "2Gi") -> Object:
+    """A PersistentVolumeClaim of the default class."""
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+
+
+def finetune(name: str, **changes: Any) -> Object:
+    """A small Yuan2FineTune on CPU: model `models/model`, data `models/data.json`, output `models/NAME`.
+
+    `changes` replace or extend sections of the spec by their YAML names.
+    """
+    spec: Object = {
+        "model": {"size": "custom", "source": source("model")},
+        "dataset": {"source": source("data.json")},
+        "method": {"full": {}},
+        "training": {
+            "maxSteps": 6,
+            "maxLength": 128,
+            "microBatchSize": 4,
+            "gradientAccumulationSteps": 1,
+            "learningRate": 1e-3,
+            "precision": "fp32",
+        },
+        "workers": {
+            "replicas": 1,
+            "processesPerWorker": 1,
+            "sharedMemory": "64Mi",
+            "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        },
+        "output": source(name),
+    }
+    for section, values in changes.items():
+        spec[section] = {**spec.get(section, {}), **values}
+    return {
+        "apiVersion": "yuan2.dev/v1alpha1",
+        "kind": "Yuan2FineTune",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def source(path: str, claim_name: str = "models") -> Object:
+    return {"persistentVolumeClaim": {"claimName": claim_name, "path": path}}
