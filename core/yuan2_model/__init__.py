@@ -1,4 +1,4 @@
-"""Yuan 2.0 as a transformers model, with its published files. torch is imported when a model is first asked for."""
+"""Yuan 2.0 as a transformers model, with its published files; torch is imported when a model is asked for."""
 
 from __future__ import annotations
 

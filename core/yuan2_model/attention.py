@@ -21,7 +21,8 @@ SHORTEST_LOOPED = 32
 class AttentionPlan:
     """Who sees whom, decided once a forward pass and obeyed by every layer.
 
-    With neither `mask` nor `lengths`, token t of T sees every token of the cache and of this call up to itself.
+    With neither `mask` nor `lengths`, token t of T sees every token of the cache and of this call up to
+    itself.
     """
 
     mask_B1TS: Tensor | None = None
@@ -74,7 +75,7 @@ def _attend_rows(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, mask: Tensor | 
 
 
 def _attend_documents(q_BTND: Tensor, k_BTND: Tensor, v_BTND: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Each document on its own; `split` rather than slices, whose backward would fill a whole row for each."""
+    """Each document on its own; `split`, because each slice's backward would fill a whole row."""
     pieces = zip(
         *(x_BTND.flatten(0, 1).unsqueeze(0).split(lengths, dim=1) for x_BTND in (q_BTND, k_BTND, v_BTND)),
         strict=True,

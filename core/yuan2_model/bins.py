@@ -1,4 +1,4 @@
-"""`pytorch_model*.bin` files: read without running what a pickle might hold, and without reading what is not asked."""
+"""`pytorch_model*.bin` files: read without running what a pickle might hold."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def read_bin_header(path: Path) -> dict[str, TensorFact]:
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, mapped from disk where its format allows: read or copy them before it changes."""
+    """The tensors of one file, mapped from disk where its format allows: copy what outlives the file."""
     return _load(path, device="cpu")
 
 
 def _load(path: Path, device: str) -> dict[str, Tensor]:
     try:
-        document: Any = torch.load(path, map_location=device, weights_only=True, mmap=_is_zip(path))
+        document: Any = torch.load(str(path), map_location=device, weights_only=True, mmap=_is_zip(path))
     except (
         OSError,
         RuntimeError,

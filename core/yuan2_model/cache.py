@@ -32,7 +32,8 @@ class LayerState:
 class Yuan2Cache:
     """Memory of a batch of sequences; `generate` hands it through as `past_key_values`.
 
-    `length` counts columns, padding included; `valid_BS` is False in the padding, or None where there is none.
+    `length` counts columns, padding included; `valid_BS` is False in the padding, or None where there is
+    none.
     """
 
     def __init__(self, layers: int) -> None:
@@ -66,6 +67,20 @@ class Yuan2Cache:
         chosen.length = self.length
         chosen.valid_BS = None if self.valid_BS is None else self.valid_BS[rows.to(self.valid_BS.device)]
         return chosen
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Become `select(beam_idx)`: what transformers' beam search calls."""
+        vars(self).update(vars(self.select(beam_idx)))
+
+    def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values as transformers lays them out, [B, N, S, D]; it reads S from them."""
+        state = self.layers[layer_idx]
+        if state.keys_BSND is None or state.values_BSND is None:
+            raise IndexError(f"layer {layer_idx} of a cache that holds no token yet")
+        return (
+            state.keys_BSND[:, : self.length].transpose(1, 2),
+            state.values_BSND[:, : self.length].transpose(1, 2),
+        )
 
 
 def _extended(buffer: Tensor | None, new_BTND: Tensor, length: int) -> Tensor:

@@ -17,10 +17,10 @@ _NOT_PUBLISHED = ("transformers_version", "_name_or_path", "_attn_implementation
 class Yuan2Config(PretrainedConfig):
     """Dimensions and token ids of a Yuan 2.0 model; the defaults are those of Yuan2-2B.
 
-    Fields that steer only the original code are kept and written back but change nothing here: `auto_map` (no remote
-    code is ever run), `use_flash_attention` (what is installed decides), `reset_attention_mask`,
-    `reset_position_ids` (documents are told apart by `document_ids`), `use_loss_mask` (labels carry the mask) and
-    `dropout` (the published recipe trains without). Any other published field is kept too.
+    Fields that steer only the original code are kept and written back but change nothing here: `auto_map` (no
+    remote code is ever run), `use_flash_attention` (what is installed decides), `reset_attention_mask`,
+    `reset_position_ids` (documents are told apart by `document_ids`), `use_loss_mask` (labels carry the mask)
+    and `dropout` (the published recipe trains without). Any other published field is kept too.
 
     Raises:
         ModelFilesError: a field is impossible (see `yuan2_model.dimensions.read_dimensions`).
@@ -97,7 +97,7 @@ class Yuan2Config(PretrainedConfig):
         return read_dimensions(fields)
 
     def published(self) -> dict[str, Any]:
-        """The document that stands in config.json: published names, in a stable order, nothing of the library's."""
+        """The document that stands in config.json: published names, in order, none of the library's."""
         document: dict[str, Any] = super().to_diff_dict()
         torch_dtype = document.pop("torch_dtype", None) or document.get("dtype")
         for name in _NOT_PUBLISHED:

@@ -1,4 +1,4 @@
-"""The shape of a Yuan 2.0 model, read from the fields of its config.json. No torch: preflight checks import this."""
+"""The shape of a Yuan 2.0 model, read from its config.json. No torch: preflight checks import this."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_dimensions(config: Mapping[str, Any], source: str = "config.json") -> D
 
 
 def tensor_shapes(dimensions: Dimensions) -> dict[str, Shape]:
-    """Names and shapes of the published tensors, in the order of the forward pass (`lm_head.weight` included)."""
+    """Names and shapes of the published tensors, `lm_head.weight` included, in the order of their use."""
     hidden, vocab = dimensions.hidden_size, dimensions.vocab_size
     shapes: dict[str, Shape] = {EMBEDDING: (vocab, hidden)}
     layer = _layer_shapes(hidden, dimensions.intermediate_size)
@@ -109,7 +109,7 @@ def _require_published_choices(config: Mapping[str, Any], source: str) -> None:
         found = config.get(name, None if name == "model_type" else expected)
         if found != expected:
             raise ModelFilesError(
-                f"{source}: {name} is {found!r}, but Yuan 2.0 has {expected!r}; use a Yuan 2.0 model directory"
+                f"{source}: {name} is {found!r}, but Yuan 2.0 has {expected!r}; use a Yuan 2.0 model"
             )
 
 

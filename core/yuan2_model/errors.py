@@ -6,4 +6,4 @@ from yuan2_core.errors import ModelError
 
 
 class ModelFilesError(ModelError):
-    """A model directory that cannot be loaded: one line that names the file, the field or tensor, and the way out."""
+    """A model directory that cannot be loaded: names the file, the field or tensor, and the way out."""

@@ -1,4 +1,4 @@
-"""Which files make a model directory and what their headers say. No torch, unless the weights are `.bin` files."""
+"""Which files make a model directory and what their headers say. No torch, but for `.bin` files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def find_shards(directory: Path) -> tuple[tuple[str, ...], dict[str, str]]:
         if (directory / index).is_file():
             return _indexed_shards(directory, index)
     raise ModelFilesError(
-        f"{directory}: no weights; expected {SAFETENSORS_FILE} or {BIN_FILE}, or shards with their .index.json"
+        f"{directory}: no weights; expected {SAFETENSORS_FILE} or {BIN_FILE}, or shards with an index"
     )
 
 
@@ -161,13 +161,13 @@ def read_safetensors_header(path: Path) -> dict[str, TensorFact]:
         ) from None
     if path.stat().st_size != expected:
         raise ModelFilesError(
-            f"{path}: truncated: {path.stat().st_size} bytes where its header promises {expected}; copy it again"
+            f"{path}: truncated: {path.stat().st_size} bytes, its header promises {expected}; copy it again"
         )
     return facts
 
 
 def check_names(names: Iterable[str], dimensions: Dimensions, source: str) -> None:
-    """Refuse missing and unknown tensors; `lm_head.weight` may be absent while it is tied to the embedding."""
+    """Refuse missing and unknown tensors; `lm_head.weight` may be absent while tied to the embedding."""
     present = {name for name in names if not name.endswith(IGNORED_SUFFIX)}
     expected = tensor_shapes(dimensions)
     optional = {HEAD} if dimensions.tie_word_embeddings else set()

@@ -21,7 +21,7 @@ FILTER_NORM_EPS = 1e-6
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the rotary angles, [B or 1, T, 1, 1, D / 2], to broadcast over heads and (q, k)."""
+    """Cosines and sines of the angles, [B or 1, T, 1, 1, D / 2], to broadcast over heads and (q, k)."""
 
     cos: Tensor
     sin: Tensor
@@ -30,8 +30,8 @@ class Rotation(NamedTuple):
 def rotation(positions_BT: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
     """Rotary tables for given positions: fp32 angles, cast to what attention computes in.
 
-    Computed anew each call (one row of sines for a token, once for all layers) rather than kept in a buffer, which
-    would have to survive meta devices, casts and partitioning.
+    Computed anew each call (one row of sines for a token, once for all layers) rather than kept in a buffer,
+    which would have to survive meta devices, casts and partitioning.
     """
     channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_BT.device)
     angles = positions_BT[..., None, None, None].float() * ROPE_BASE ** (-channels / head_dim)
@@ -78,8 +78,9 @@ class RMSNorm(nn.Module):
 class PairConvolution(nn.Module):
     """Causal convolution over a token and the one before it, parameters as published: weight [out, in, 2, 1].
 
-    One matrix product on interleaved channels (x[t-1, 0], x[t, 0], x[t-1, 1], ...): in that order the published
-    weight is the matrix as it lies in memory, while any other way copies it for each call, which dominates decoding.
+    One matrix product on interleaved channels (x[t-1, 0], x[t, 0], x[t-1, 1], ...): in that order the
+    published weight is the matrix as it lies in memory, while any other way copies it for each call, which
+    dominates decoding.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -88,7 +89,7 @@ class PairConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x_BTC: Tensor, before_B1C: Tensor | None, starts_BT1: Tensor | None) -> Tensor:
-        """Convolve; `before` precedes the first token (None: zero), and nothing precedes where `starts` is True."""
+        """Convolve; `before` precedes the first token (None: zero), nothing where `starts` is True."""
         if before_B1C is None:
             before_B1C = x_BTC.new_zeros(x_BTC.shape[0], 1, x_BTC.shape[2])
         previous_BTC = torch.cat((before_B1C, x_BTC[:, :-1]), dim=1)
@@ -151,8 +152,8 @@ class Attention(nn.Module):
         """Attend over the call's tokens and those of the cache, which grows by the call's."""
         batch, tokens, hidden = a_BTH.shape
         f_BTH = self.lf_gate(a_BTH, layout, None if cache is None else cache.layers[layer])
-        # Head i holds rows 2di .. 2di+2d of the stacked [q_proj; k_proj], first its q and then its k: q_proj makes
-        # both q and k of the first half of the heads.
+        # Head i holds rows 2di .. 2di+2d of the stacked [q_proj; k_proj], first its q and then its k: q_proj
+        # makes both q and k of the first half of the heads.
         qk_BT2H = torch.cat((self.q_proj(f_BTH), self.k_proj(f_BTH)), dim=-1)
         qk = _Rotate.apply(qk_BT2H.view(batch, tokens, self.heads, 2, -1), turn.cos, turn.sin)
         q_BTND, k_BSND = qk.unbind(dim=3)
@@ -200,14 +201,12 @@ class DecoderLayer(nn.Module):
 class LanguageModelHead(nn.Linear):
     """The output layer: logits, or the loss without them.
 
-    The loss is computed inside the module's call so that ZeRO-3, which gathers a module's weights when it is called,
-    has them at hand.
+    The loss is computed inside the module's call so that ZeRO-3, which gathers a module's weights when it is
+    called, has them at hand.
     """
 
-    def forward(  # type: ignore[override]
-        self, hidden_BTH: Tensor, next_BT: Tensor | None = None, chunk: int | None = None
-    ) -> Tensor:
-        """Logits [B, T, V]; or, given the label of what follows each position, the loss summed over the labelled."""
+    def forward(self, hidden_BTH: Tensor, next_BT: Tensor | None = None, chunk: int | None = None) -> Tensor:
+        """Logits [B, T, V]; or, given the label of what follows each position, the sum of the losses."""
         if next_BT is not None:
             return labelled_loss_sum(hidden_BTH, self.weight, next_BT, chunk).total
         return super().forward(hidden_BTH)

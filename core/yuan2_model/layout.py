@@ -1,4 +1,4 @@
-"""How the tokens of one call lie in their rows: padding, documents, what is in the cache. Decided once, not a layer."""
+"""How the tokens of one call lie in their rows: padding, documents, cache. Decided once for all layers."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def lay_out(
     Args:
         tokens_BT: anything with the call's first two dimensions, on its device.
         cache: what came before, or None.
-        attention_mask: [B, S] or [B, T], 0 in padding at the left or right of the call's rows; or [B, 1, T, S], which
-            goes to attention as it is (True or 0.0 where a query sees a key) and leaves filter and positions alone.
+        attention_mask: [B, S] or [B, T], 0 in padding at the left or right of the call's rows; or [B, 1, T,
+            S], which goes to attention as it is (True or 0.0 where a query sees a key) and leaves filter and
+            positions alone.
         position_ids: [B, T] or [1, T], instead of the tokens' count since their sequence began.
         document_ids: [B, T], equal within a document of a packed row; with no cache.
 
@@ -91,7 +92,8 @@ def _validity(mask: Tensor | None, cache: Yuan2Cache | None, shape: tuple[int, i
     mask = mask.bool()
     if tuple(mask.shape) not in ((batch, tokens), (batch, past + tokens)):
         raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, expected {(batch, tokens)} or {(batch, past + tokens)}"
+            f"attention_mask has shape {tuple(mask.shape)}, "
+            f"expected {(batch, tokens)} or {(batch, past + tokens)}"
         )
     if mask.shape[1] == tokens and past:
         mask = torch.cat((mask.new_ones(batch, past) if seen is None else seen, mask), dim=1)
@@ -114,7 +116,7 @@ def _padded(valid_BS: Tensor, past: int) -> Layout:
 
 
 def _causal_and_valid(valid_BS: Tensor, past: int) -> Tensor:
-    """Real keys up to the query itself; padding sees itself, because a softmax over nothing is not a number."""
+    """Real keys up to the query itself; padding sees itself, for a softmax over nothing is not a number."""
     length = valid_BS.shape[1]
     columns_S = torch.arange(length, device=valid_BS.device)
     queries_T1 = columns_S[past:, None]

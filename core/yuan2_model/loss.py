@@ -18,15 +18,15 @@ class LossSum(NamedTuple):
     """Sum of the losses over labelled positions, fp32 and differentiable, and how many there are."""
 
     total: Tensor
-    count: int
+    labelled: int
 
     def mean(self) -> Tensor:
         """The mean over labelled positions; 0 where nothing is labelled."""
-        return self.total / max(self.count, 1)
+        return self.total / max(self.labelled, 1)
 
 
 def shifted_labels(labels_BT: Tensor, starts_BT: Tensor | None = None) -> Tensor:
-    """Label of what follows each token, [B, T]; a sequence's first token follows nothing, so its label is ignored."""
+    """Label of what follows each token, [B, T]; that of a sequence's first token follows nothing: ignored."""
     if starts_BT is not None:
         labels_BT = labels_BT.masked_fill(starts_BT, IGNORE_INDEX)
     ends_B1 = labels_BT.new_full((labels_BT.shape[0], 1), IGNORE_INDEX)
@@ -38,7 +38,8 @@ def labelled_loss_sum(
 ) -> LossSum:
     """Cross-entropy of `hidden @ weight.T` against the labelled positions, summed.
 
-    The gradients are computed beside the loss, chunk by chunk, so that logits are multiplied out once and never kept.
+    The gradients are computed beside the loss, chunk by chunk, so that logits are multiplied out once and
+    never kept.
 
     Args:
         hidden_BTH: outputs of the final norm.

@@ -68,7 +68,7 @@ class Yuan2Model(Yuan2PreTrainedModel):
         """The token embedding."""
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
         self.embed_tokens = value
 
@@ -171,18 +171,19 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [B, T] token ids; or `inputs_embeds`, [B, T, H].
-            attention_mask: [B, T] or [B, S], 0 in padding at the left or right of this call's rows; or a [B, 1, T, S]
-                mask for attention alone. Right-padded rows need none when only their real tokens' outputs count.
+            attention_mask: [B, T] or [B, S], 0 in padding at the left or right of this call's rows; or a [B,
+                1, T, S] mask for attention alone. Right-padded rows need none when only their real tokens'
+                outputs count.
             position_ids: [B, T]; by default each token's distance from the start of its sequence.
             past_key_values: a `Yuan2Cache`; it is extended in place and returned.
-            labels: [B, T], -100 where nothing is learned; position t is scored against label t + 1, and the label of
-                a sequence's first token is ignored.
+            labels: [B, T], -100 where nothing is learned; position t is scored against label t + 1, and the
+                label of a sequence's first token is ignored.
             use_cache: return a cache; by default as config.json says, but not in training mode.
             logits_to_keep: logits of this many last positions only; 0 for all.
             document_ids: [B, T], equal within a document: in a packed row each document sees itself only, in
                 attention, positions and the localized filter.
-            return_logits: False with labels: the loss comes from chunks of labelled positions and logits are never
-                kept (`loss_chunk` positions at once).
+            return_logits: False with labels: the loss comes from chunks of labelled positions and logits are
+                never kept (`loss_chunk` positions at once).
             loss_reduction: "mean" over labelled positions, or their "sum".
 
         Returns:
@@ -209,7 +210,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=decoded.past_key_values,
             hidden_states=decoded.hidden_states,
-            labelled=None if loss is None else loss.count,
+            labelled=None if loss is None else loss.labelled,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -226,7 +227,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         """The token embedding."""
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
         self.model.embed_tokens = value
 
@@ -234,7 +235,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         """The output layer."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: LanguageModelHead) -> None:
         """Replace the output layer."""
         self.lm_head = new_embeddings
 
@@ -263,12 +264,8 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """False: `generate` must not make a cache of its own, which would have no room for the filter's state."""
+        """False: a cache made by `generate` itself would have no room for the filter's state."""
         return False
-
-    @staticmethod
-    def _reorder_cache(past_key_values: Yuan2Cache, beam_idx: Tensor) -> Yuan2Cache:
-        return past_key_values.select(beam_idx)
 
     @classmethod
     def from_pretrained(

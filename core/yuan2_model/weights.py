@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ def load_model(
         The model in evaluation mode.
 
     Raises:
-        ModelFilesError: one line that names file, field or tensor; also when `lm_head.weight` differs from the
-            embedding although `tie_word_embeddings` is true, since one of the two would silently be lost.
+        ModelFilesError: one line that names file, field or tensor; also when `lm_head.weight` differs from
+            the embedding although `tie_word_embeddings` is true, since one of the two would silently be lost.
     """
     facts = check_model_directory(directory)
     config = load_config(facts)
@@ -83,8 +83,8 @@ def load_weights(
 def read_tensors(facts: ModelFacts) -> Iterator[tuple[str, Tensor]]:
     """The published tensors of a directory, one at a time, on the CPU and in the type of the file.
 
-    Copy what is kept: a tensor may be mapped from its file. A tied `lm_head.weight` is compared with the embedding
-    and then yielded like any other.
+    Copy what is kept: a tensor may be mapped from its file. A tied `lm_head.weight` is compared with the
+    embedding and then yielded like any other.
 
     Raises:
         ModelFilesError: a file is damaged, or the tied `lm_head.weight` differs from the embedding.
@@ -95,14 +95,14 @@ def read_tensors(facts: ModelFacts) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in _read_shard(facts.directory / shard, names):
             if tied and name == HEAD and not torch.equal(tensor, _read_one(facts, EMBEDDING)):
                 raise ModelFilesError(
-                    f"{facts.directory / shard}: {HEAD} differs from {EMBEDDING} although {CONFIG_FILE} ties them; "
-                    f"set tie_word_embeddings to false or remove {HEAD}"
+                    f"{facts.directory / shard}: {HEAD} differs from {EMBEDDING} although {CONFIG_FILE} "
+                    f"ties them; set tie_word_embeddings to false or remove {HEAD}"
                 )
             yield name, tensor
 
 
 def random_model(config: Yuan2Config, seed: int, dtype: torch.dtype = torch.float32) -> Yuan2ForCausalLM:
-    """A model with random weights, normal(0, `initializer_range`), the same for the same seed; caller's generator kept.
+    """A model of normal(0, `initializer_range`) weights, the same for a seed; leaves global generators alone.
 
     Returns:
         The model in evaluation mode, on the CPU.

@@ -1,4 +1,4 @@
-"""Writing a model directory so that a reader sees the old model, no model, or the new one: never a mixture."""
+"""Writing a model directory so that a reader sees the old model, none, or the new one: never a mixture."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def save_model(
 ) -> None:
     """Write config.json and safetensors in the published layout; other files of the directory stay.
 
-    Everything is written beside and synced first. Then config.json of an older model goes, the weights take their
-    names, and the new config.json comes last: a directory without one is not a model.
+    Everything is written beside and synced first. Then config.json of an older model goes, the weights take
+    their names, and the new config.json comes last: a directory without one is not a model.
 
     Args:
-        source: a model or its state dict, complete; a tied `lm_head.weight` may be absent, its copy is stored.
+        source: a model or its state dict, complete; a tied `lm_head.weight` may be absent, its copy is
+            stored.
         config: written with its published names and `torch_dtype` of the embedding.
         directory: made where it does not exist.
         max_shard_size: bytes, or text such as "5GB"; a larger model is sharded, with an index.
@@ -132,9 +133,9 @@ def _publish(stage: Path, root: Path, names: list[str]) -> None:
         if stale and old.name not in names:
             old.unlink()
     for name in names:
-        os.replace(stage / name, root / name)
+        (stage / name).replace(root / name)
     _sync(root)
-    os.replace(stage / CONFIG_FILE, root / CONFIG_FILE)
+    (stage / CONFIG_FILE).replace(root / CONFIG_FILE)
     _sync(root)
 
 
