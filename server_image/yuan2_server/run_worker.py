@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from yuan2_core.contract import ServeJob
-from yuan2_core.errors import UserError
-from yuan2_server.lifecycle import HttpServer, stop_requested
+from yuan2_core.errors import ModelError, UserError
+from yuan2_server.lifecycle import HttpServer, in_daemon_thread, stop_requested
 from yuan2_server.registration import Registration, heart_beat_interval
 from yuan2_server.worker import ModelWorker, ServedModel
 from yuan2_server.worker_app import WorkerHost, build_app
+
+if TYPE_CHECKING:
+    from yuan2_core.tokenizer import Yuan2Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ async def run_worker(job: ServeJob, address: str) -> None:
 
 async def _load(job: ServeJob, host: WorkerHost) -> ModelWorker:
     started = time.monotonic()
-    model = await asyncio.to_thread(load_served_model, job)
+    model = await in_daemon_thread(lambda: load_served_model(job))
     log.info("loaded %s in %.1f s", job.model_path, time.monotonic() - started)
     return ModelWorker(model, host.metrics)
 
@@ -95,30 +99,43 @@ def _add_gauges(host: WorkerHost, worker: ModelWorker) -> None:
 
 
 def load_served_model(job: ServeJob) -> ServedModel:
-    """Load tokenizer and weights. torch is imported here, once /healthz answers. Raises UserError."""
+    """Check the model directory, then load it. Raises UserError; what headers show is found before torch is
+    imported."""
     from yuan2_core.tokenizer import Yuan2Tokenizer
+    from yuan2_model import check_model_directory
+
+    tokenizer = Yuan2Tokenizer.from_pretrained(job.model_path)
+    dimensions = check_model_directory(job.model_path).dimensions
+    if tokenizer.vocab_size > dimensions.vocab_size:
+        raise ModelError(
+            f"{job.model_path}: the tokenizer has {tokenizer.vocab_size} tokens, more than the "
+            f"{dimensions.vocab_size} rows of the model's embedding; use the tokenizer of this model"
+        )
+    context = job.worker.max_model_length or dimensions.max_position_embeddings
+    if context > dimensions.max_position_embeddings:
+        raise UserError(
+            f"maxModelLength: {context} is more than the {dimensions.max_position_embeddings} positions of "
+            "the model; lower it"
+        )
+    if job.worker.gpus > 1:
+        raise UserError(
+            f"gpusPerWorker: {job.worker.gpus} is not supported, a worker computes on one GPU; set it to 1"
+        )
+    return _load_weights(job, tokenizer, context)
+
+
+def _load_weights(job: ServeJob, tokenizer: Yuan2Tokenizer, context: int) -> ServedModel:
     from yuan2_server import runner
     from yuan2_server.engine import Engine
     from yuan2_server.sampler import Sampler
     from yuan2_server.scheduler import Limits
 
     spec = job.worker
-    tokenizer = Yuan2Tokenizer.from_pretrained(job.model_path)
-    loaded = runner.load(job.model_path, spec.device, spec.precision)
-    if tokenizer.vocab_size > loaded.vocabulary:
-        raise UserError(
-            f"{job.model_path}: the tokenizer has {tokenizer.vocab_size} tokens, more than the "
-            f"{loaded.vocabulary} rows of the model's embedding; use the tokenizer of this model"
-        )
-    context = spec.max_model_length or loaded.context_length
-    if context > loaded.context_length:
-        raise UserError(
-            f"maxModelLength: {context} is more than the model's {loaded.context_length} positions; lower it"
-        )
-    model_runner = runner.ModelRunner(loaded.model)
+    model = runner.load(job.model_path, spec.device, spec.precision)
     limits = Limits(
         max_sequences=spec.max_concurrent_requests,
-        max_cached_tokens=runner.cached_token_budget(loaded.model, spec.device),
+        max_cached_tokens=runner.cached_token_budget(model, spec.device),
     )
+    model_runner = runner.ModelRunner(model)
     engine = Engine(model_runner, Sampler(tokenizer.vocab_size), limits)
     return ServedModel(job.served_name, tokenizer, engine, model_runner.embed, context)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from yuan2_core.contract import Device, ServePrecision
+from yuan2_core.errors import UserError
 from yuan2_server.cache import CacheStore, free_host_memory, token_budget, token_bytes
 from yuan2_server.protocol import ErrorCode, RequestError
 from yuan2_server.scheduler import Slice
@@ -21,18 +21,6 @@ from yuan2_server.sequence import Sequence
 log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to answer."""
-
-    model: Any
-    """`yuan2_model.Yuan2ForCausalLM` in eval mode, on its device."""
-    context_length: int
-    """Tokens of prompt and answer together that the model was made for."""
-    vocabulary: int
-    """Rows of the embedding."""
 
 
 class ModelRunner:
@@ -111,13 +99,15 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return affinity if quota == "max" else max(1, min(affinity, -(-int(quota) // int(period))))
 
 
-def load(path: str, device: Device, precision: ServePrecision) -> LoadedModel:
-    """Load a model directory for inference. Raises yuan2_core.errors.UserError when the directory is not
+def load(path: str, device: Device, precision: ServePrecision) -> Any:
+    """A `yuan2_model.Yuan2ForCausalLM` for inference, on its device. Raises UserError when its files are not
     whole."""
     from yuan2_model.weights import load_model
 
     if device == "cpu":
         torch.set_num_threads(available_cpus())
-    model = load_model(path, dtype=DTYPES[precision], device=device)
-    model.eval().requires_grad_(False)
-    return LoadedModel(model, int(model.config.max_position_embeddings), int(model.config.vocab_size))
+    elif not torch.cuda.is_available():
+        raise UserError(
+            "gpusPerWorker: there is no GPU in this pod that torch can use; leave it out to serve on the CPU"
+        )
+    return load_model(path, dtype=DTYPES[precision], device=device).eval().requires_grad_(False)

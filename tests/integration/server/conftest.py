@@ -1,0 +1,80 @@
+"""One running service for all tests of this folder: FastChat's controller, our worker, our API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.support.serving import Program, Stack, serve_job, tiny_model
+from yuan2_core.contract import ServeJob
+from yuan2_core.tokenizer import Yuan2Tokenizer
+
+pytest.importorskip("fastchat", reason="FastChat is not installed in this environment")
+
+
+@dataclass
+class Service:
+    """A service that answers, and what it was made from."""
+
+    stack: Stack
+    model: Path
+    tokenizer: Yuan2Tokenizer
+    job: ServeJob
+    controller: Program
+    worker: Program
+    api: Program
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict)
+
+    def client(self, api: Program | None = None, **options: Any) -> openai.OpenAI:
+        """The `openai` client on one of the API servers, without retries."""
+        url = f"{(api or self.api).url}/v1"
+        if url not in self.clients:
+            self.clients[url] = openai.OpenAI(base_url=url, api_key="EMPTY", max_retries=0, timeout=60)
+        return self.clients[url].with_options(**options) if options else self.clients[url]
+
+    def close(self) -> None:
+        """Close all clients."""
+        for client in self.clients.values():
+            client.close()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model directory."""
+    directory = tmp_path_factory.mktemp("model")
+    tiny_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The running service."""
+    stack = Stack(tmp_path_factory.mktemp("service"))
+    try:
+        controller = stack.controller()
+        job = serve_job(model, controller.url, max_concurrent_requests=8)
+        worker, api = stack.worker(job), stack.api(job)
+        controller.ready("/test_connection")
+        worker.ready()
+        api.ready()
+        tokenizer = Yuan2Tokenizer.from_pretrained(model)
+        made = Service(stack, model, tokenizer, job, controller, worker, api)
+        yield made
+        made.close()
+    finally:
+        stack.close()
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """Programs for one test."""
+    made = Stack(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()

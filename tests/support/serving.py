@@ -1,0 +1,216 @@
+"""The serving stack as a user runs it: real programs on ports of this machine, and a tiny model for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from yuan2_core.contract import ApiJob, ServeJob, WorkerJob
+from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
+
+T = TypeVar("T")
+
+TEXTS = (
+    "Who are you? I am Yuan, a small model for tests.",
+    "What is the man doing? The man is in the garden.",
+    "你是谁？我是源，一个用来测试的小模型。",
+    "今天天气很好，我们去公园散步吧。",
+    "1 + 1 = 2, 2 + 2 = 4, a < b > c",
+)
+CONTEXT = 256
+BOOT_SECONDS = 120.0
+"""torch and transformers take long to import when the machine is busy."""
+
+
+def tiny_model(directory: Path, *, seed: int = 7, context: int = CONTEXT) -> Yuan2Tokenizer:
+    """Write a random model with a tokenizer of its own in the published layout; a few hundred kilobytes."""
+    from yuan2_model import Yuan2Config, random_model, save_model
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(TEXTS, 420, directory)
+    eod = tokenizer.eod_id
+    config = Yuan2Config(
+        vocab_size=448,
+        hidden_size=32,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=context,
+        model_max_length=context,
+        eod_token=eod,
+        sep_token=tokenizer.sep_id,
+        pad_token_id=eod,
+        bos_token_id=eod,
+        eos_token_id=eod,
+        initializer_range=0.3,
+    )
+    save_model(random_model(config, seed), config, directory)
+    return tokenizer
+
+
+def serve_job(model: Path, controller_url: str, **changes: Any) -> ServeJob:
+    """The job of a service on this machine; `changes` replace fields of its worker and API sections."""
+    worker = {name: value for name, value in changes.items() if name in WorkerJob.model_fields}
+    api = {name: value for name, value in changes.items() if name in ApiJob.model_fields}
+    return ServeJob(
+        name="alpaca",
+        namespace="demo",
+        uid="uid-1",
+        served_name=changes.get("served_name", "yuan2"),
+        model_path=str(model),
+        worker=WorkerJob(
+            **{"port": 1, "controller_url": controller_url, "device": "cpu", "precision": "fp32", **worker}
+        ),
+        api=ApiJob(**{"port": 1, "controller_url": controller_url, **api}),
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], T | None], what: str, timeout: float = 30.0, every: float = 0.1) -> T:
+    """The first truthy value of `condition`; an AssertionError that says what was waited for."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(every)
+    raise AssertionError(f"{what}: not within {timeout:g} s")
+
+
+@dataclass
+class Program:
+    """A process of the stack, its HTTP address and its log."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def probe(self, path: str) -> bool:
+        """Whether GET `path` answers 200. A program that has ended is an error."""
+        if self.process.poll() is not None:
+            raise AssertionError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+        try:
+            return httpx.get(self.url + path, timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def ready(self, path: str = "/readyz") -> Program:
+        """Wait until GET `path` answers 200."""
+        try:
+            wait_for(lambda: self.probe(path), f"{self.log.stem} {path}", BOOT_SECONDS)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log.read_text()[-3000:]}") from error
+        return self
+
+    def terminate(self, timeout: float = 30.0) -> int:
+        """SIGTERM, then the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """End it at once, as a lost node does."""
+        self.process.kill()
+        self.process.wait(10)
+
+
+@dataclass
+class Stack:
+    """Programs that end together with the test."""
+
+    directory: Path
+    programs: list[Program] = field(default_factory=list)
+
+    def controller(self, port: int | None = None) -> Program:
+        """FastChat's own controller."""
+        port = port or free_port()
+        arguments = ["-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(port)]
+        return self.run("controller", [*arguments, "--dispatch-method", "shortest_queue"], port)
+
+    def worker(self, job: ServeJob) -> Program:
+        """Our model worker, on a port of its own."""
+        port = free_port()
+        job = job.model_copy(update={"worker": job.worker.model_copy(update={"port": port})})
+        address = f"http://127.0.0.1:{port}"
+        arguments = ["-m", "yuan2_server", "worker", "--job", self.write(job), "--address", address]
+        return self.run("worker", [*arguments, "--termination-log", self.termination(port)], port)
+
+    def api(self, job: ServeJob, keys: Path | None = None) -> Program:
+        """Our OpenAI-compatible API server, on a port of its own."""
+        port = free_port()
+        job = job.model_copy(update={"api": job.api.model_copy(update={"port": port})})
+        arguments = ["-m", "yuan2_server", "api", "--job", self.write(job)]
+        arguments += ["--termination-log", self.termination(port)]
+        return self.run("api", [*arguments, "--keys", str(keys)] if keys else arguments, port)
+
+    def fastchat_api(self, controller: Program) -> Program:
+        """FastChat's own API server."""
+        port = free_port()
+        arguments = ["-m", "fastchat.serve.openai_api_server", "--host", "127.0.0.1", "--port", str(port)]
+        return self.run("fastchat-api", [*arguments, "--controller-address", controller.url], port)
+
+    def write(self, job: ServeJob) -> str:
+        """Write a job file and return its path."""
+        path = self.directory / f"job-{len(self.programs)}.json"
+        path.write_text(job.to_json(), encoding="utf-8")
+        return str(path)
+
+    def termination(self, port: int) -> str:
+        """Where the program on a port leaves its termination message."""
+        return str(self.directory / f"termination-{port}.json")
+
+    def run(
+        self, name: str, arguments: list[str], port: int, environment: Mapping[str, str] | None = None
+    ) -> Program:
+        """Start a Python program; its output goes to a file."""
+        log = self.directory / f"{name}-{port}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdout=output,
+                stderr=output,
+                cwd=self.directory,
+                env={**os.environ, **self._environment(), **(environment or {})},
+            )
+        program = Program(process, f"http://127.0.0.1:{port}", log)
+        self.programs.append(program)
+        return program
+
+    def close(self) -> None:
+        """End every program."""
+        for program in self.programs:
+            if program.process.poll() is None:
+                program.process.kill()
+        for program in self.programs:
+            program.process.wait(10)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "1",
+            "FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": "5",
+            "LOGDIR": str(self.directory),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+
+
+def read_termination(stack: Stack, program: Program) -> dict[str, Any]:
+    """What a program left in its termination log."""
+    port = int(program.url.rsplit(":", 1)[1])
+    return dict(json.loads(Path(stack.termination(port)).read_text(encoding="utf-8")))
