@@ -95,6 +95,6 @@ def completed_step(job: TrainJob, identity: dict[str, Any]) -> int | None:
 def _gathered(parameter: Any) -> Any:
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters([parameter])
+    return deepspeed.zero.GatheredParameters([parameter])

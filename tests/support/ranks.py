@@ -1,0 +1,86 @@
+"""Ranks of the trainer without the launcher: forked from a server that has imported torch and DeepSpeed once.
+
+Importing them takes ten seconds of a processor a process; forked ranks start in a fraction of one. Everything else is as
+in a pod: the same preflight, the same `yuan2_trainer.rank`, the same files.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tests.support.training import free_port
+from yuan2_core.contract import TrainJob
+from yuan2_trainer.outcome import Outcome
+from yuan2_trainer.preflight import check_job
+from yuan2_trainer.workspace import Workspace, replace
+
+_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_PRELOAD = ["torch._dynamo", "deepspeed", "tests.support.preloaded"]
+
+
+def _context() -> ForkServerContext:
+    os.environ.update(_ENVIRONMENT)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+def start_ranks(job: TrainJob, directory: Path) -> tuple[Workspace, list[BaseProcess]]:
+    """Prepare the data and start the ranks of a job; `directory` becomes their workspace."""
+    directory.mkdir(parents=True)
+    workspace = Workspace(directory)
+    replace(workspace.job, job.to_json())
+    prepared = check_job(job, workspace, lambda: None)
+    replace(workspace.prepared, prepared.model_dump_json())
+    world_size, port = job.launch.processes_per_node, free_port()
+    context = _context()
+    ranks: list[BaseProcess] = []
+    for rank in range(world_size):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        process = context.Process(target=_rank, args=(str(directory), environment))
+        process.start()
+        ranks.append(process)
+    return workspace, ranks
+
+
+def run_ranks(job: TrainJob, directory: Path, seconds: float = 150) -> list[Outcome]:
+    """Run the ranks of a job to their end; their outcomes, by rank."""
+    workspace, ranks = start_ranks(job, directory)
+    for process in ranks:
+        process.join(seconds)
+        if process.is_alive():
+            for other in ranks:
+                other.kill()
+            raise TimeoutError(f"a rank did not end; see {directory}/rank-*.log")
+    outcomes = [Outcome.from_json(workspace.outcome(rank).read_text()) for rank in range(len(ranks))]
+    for rank, (outcome, process) in enumerate(zip(outcomes, ranks, strict=True)):
+        assert outcome.exit_code == process.exitcode, (rank, outcome, process.exitcode)
+    return outcomes
+
+
+def train(job: TrainJob, directory: Path) -> None:
+    """Run the ranks of a job and expect them to complete."""
+    for outcome in run_ranks(job, directory):
+        assert outcome.exit_code == 0, outcome
+
+
+def _rank(directory: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    log = os.open(f"{directory}/rank-{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    from yuan2_trainer.rank import main
+
+    sys.exit(main([directory]))
