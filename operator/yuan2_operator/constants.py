@@ -153,5 +153,5 @@ class Reason:
     ROLLING_OUT: Final = "RollingOut"
     ROLLED_OUT: Final = "RolledOut"
     HEALTHY: Final = "Healthy"
-    WORKERS_MISSING: Final = "WorkersMissing"
+    PODS_MISSING: Final = "PodsMissing"
     RECONCILE_FAILED: Final = "ReconcileFailed"

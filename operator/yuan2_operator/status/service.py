@@ -250,7 +250,7 @@ def _degraded(parts: Sequence[Component]) -> Verdict:
     stuck = [part for part in parts if part.short and part.gave_up is not None]
     if stuck:
         message = "; ".join(f"{_counts(part)}: {part.gave_up}" for part in stuck)
-        return Verdict(CONDITION_DEGRADED, "True", Reason.WORKERS_MISSING, message)
+        return Verdict(CONDITION_DEGRADED, "True", Reason.PODS_MISSING, message)
     return _healthy()
 
 

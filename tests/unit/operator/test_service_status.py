@@ -170,7 +170,7 @@ def test_pods_that_cannot_be_created_are_degraded():
     refused = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota'}
     made = deployment(plan, "worker", ready=0, replicas=0, updatedReplicas=0, conditions=[refused])
     status = status_of(plan, observe(plan, [], worker=made))
-    assert read(status, "Degraded") == ("True", "WorkersMissing")
+    assert read(status, "Degraded") == ("True", "PodsMissing")
     assert "exceeded quota" in message(status, "Degraded")
 
 
