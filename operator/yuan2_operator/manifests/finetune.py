@@ -60,9 +60,10 @@ def finetune_manifests(plan: FineTunePlan) -> list[Manifest]:
     """Every child of one attempt, in the order in which they are applied: the Job last, its pods need the
     rest."""
     name = job_name(plan.owner.name, plan.attempt)
-    config = config_map(
-        plan.owner, name, COMPONENT_TRAINER, plan.job.to_json(), labels={LABEL_ATTEMPT: str(plan.attempt)}
-    )
+    labels = {LABEL_ATTEMPT: str(plan.attempt)}
+    config = config_map(plan.owner, name, COMPONENT_TRAINER, plan.job.to_json(), labels=labels)
+    # What a run did is what its file says: nobody changes it afterwards.
+    config["immutable"] = True
     return [config, network_service(plan.owner), training_job(plan)]
 
 

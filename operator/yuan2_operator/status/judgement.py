@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, Progress
 from yuan2_operator.api.finetune import Attempt, AttemptOutcome
 from yuan2_operator.constants import ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
 from yuan2_operator.status.pods import PodFacts, condition, parse_time, shorten
+
+ONE_SECOND = timedelta(seconds=1)
+"""Resolution of the API's times."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,8 @@ def disturbed(view: AttemptView) -> Disturbance | None:
         return None
     for pod in view.pods:
         at = pod.deletion_requested
-        if at is not None and not any(_crashed_before(other, at) for other in view.pods):
+        # Whole seconds: a crash in the same second may be what made the Job controller delete this pod.
+        if at is not None and not any(_crashed_before(other, at + ONE_SECOND) for other in view.pods):
             return Disturbance(Reason.DISRUPTED, f"pod {pod.name} was deleted by somebody else", at)
     return None
 
@@ -151,8 +155,7 @@ def crashed(pod: PodFacts) -> bool:
 
 
 def _crashed_before(pod: PodFacts, moment: datetime) -> bool:
-    # Times of the API are whole seconds: a crash in the same second may well be the cause of the deletion.
-    return crashed(pod) and (pod.finished is None or pod.finished <= moment)
+    return crashed(pod) and (pod.finished is None or pod.finished < moment)
 
 
 def _invalid(view: AttemptView, job: JobFacts) -> Judgement | None:

@@ -1,0 +1,147 @@
+"""What surrounds a run on the real control plane: missing things, taken names, repairs, time limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.operator.finetune_bench import Bench, bench
+from tests.support.kubelet import wait_for
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def run(control_plane: Any, operator: Any, node: Any) -> Iterator[Bench]:
+    with bench(control_plane, operator, node, claims=("models",)) as made:
+        yield made
+
+
+def test_a_missing_claim_is_named_and_picked_up_when_it_appears(run):
+    run.create()
+    refused = run.wait_condition("Accepted", "False", "ClaimNotFound")
+    assert "PersistentVolumeClaim data, named by spec.dataset.source" in refused["message"]
+    assert run.jobs() == {}
+    run.claims("data")
+    run.wait_condition("Accepted", "True", "Valid")
+    run.pods()
+    assert run.condition("Accepted")["message"] == "plan: 2 pods × 1 CPU process, ZeRO-2"
+
+
+def test_a_missing_key_of_a_config_map_is_named(run):
+    source = {"persistentVolumeClaim": None, "configMap": {"name": "talk", "key": "a.json"}}
+    run.create(dataset={"source": source})
+    run.wait_condition("Accepted", "False", "ConfigMapNotFound")
+    path = f"/api/v1/namespaces/{run.namespace}/configmaps"
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "talk"}, "data": {"b.json": "[]"}}
+    run.cluster.client.create(path, body)
+    assert "no key a.json" in run.wait_condition("Accepted", "False", "ConfigMapKeyNotFound")["message"]
+    run.cluster.client.merge(f"{path}/talk", {"data": {"a.json": "[]"}})
+    run.pods()
+
+
+def test_a_deleted_service_comes_back(run):
+    run.claims("data")
+    run.create()
+    run.run()
+    before = run.objects("services")["alpaca"]["metadata"]["uid"]
+    run.cluster.kubectl("delete", "service", "alpaca", "-n", run.namespace)
+    wait_for(
+        "another service",
+        lambda: (
+            run.objects("services").get("alpaca", {"metadata": {"uid": before}})["metadata"]["uid"] != before
+        ),
+    )
+
+
+def test_a_changed_service_is_repaired(run):
+    run.claims("data")
+    run.create()
+    run.run()
+    path = f"/api/v1/namespaces/{run.namespace}/services/alpaca"
+    run.cluster.client.merge(path, {"spec": {"publishNotReadyAddresses": False}})
+    wait_for("the repair", lambda: run.cluster.client.get(path)["spec"].get("publishNotReadyAddresses"))
+
+
+def test_a_taken_name_is_left_alone_and_said(run):
+    path = f"/api/v1/namespaces/{run.namespace}/services"
+    body = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "alpaca"},
+        "spec": {"selector": {"app": "mine"}, "ports": [{"port": 80}]},
+    }
+    run.cluster.client.create(path, body)
+    run.claims("data")
+    run.create()
+    refused = run.wait_condition("Running", "False", "ReconcileFailed")
+    assert "Service alpaca exists and does not belong to Yuan2FineTune alpaca" in refused["message"]
+    assert run.cluster.client.get(f"{path}/alpaca")["spec"]["selector"] == {"app": "mine"}
+    assert run.jobs() == {}
+
+
+def test_a_deadline_over_all_attempts_ends_the_run(run):
+    run.claims("data")
+    run.create(runPolicy={"activeDeadlineSeconds": 3})
+    run.run()
+    failed = run.wait_condition("Failed", "True", "DeadlineExceeded")
+    assert "activeDeadlineSeconds (3 s)" in failed["message"]
+    wait_for("the pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"])
+
+
+def test_pods_of_a_finished_run_go_after_their_time_and_the_status_stays(run):
+    run.claims("data")
+    run.create(runPolicy={"ttlSecondsAfterFinished": 2})
+    for pod in run.run():
+        run.node.end(pod, 0, run.termination("Complete", "done", step=100))
+    run.wait_condition("Complete", "True")
+    wait_for("the Job is gone", lambda: not run.jobs() and not run.objects("configmaps"))
+    assert run.status["phase"] == "Complete"
+    assert run.status["model"]["claimName"] == "models"
+
+
+def test_a_run_of_the_same_name_waits_for_the_pods_of_the_deleted_one(run):
+    run.claims("data")
+    run.create()
+    old = run.run()
+    run.cluster.client.delete(f"{run.root}/alpaca")
+    wait_for("the old pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"])
+    wait_for("the resource is gone", lambda: not run.cluster.client.get(run.root)["items"])
+    run.create()
+    wait_for("the status of the new one", lambda: run.status.get("phase") == "Pending")
+    assert {pod["metadata"]["uid"] for pod in run.pods()} == {pod["metadata"]["uid"] for pod in old}
+    for pod in old:
+        run.node.confirm_deletion(pod)
+    wait_for(
+        "the new pods",
+        lambda: {pod["metadata"]["uid"] for pod in run.pods()}.isdisjoint(
+            {p["metadata"]["uid"] for p in old}
+        ),
+        30,
+    )
+
+
+def test_a_pod_that_fits_no_node_is_explained(run):
+    run.claims("data")
+    run.create()
+    pod = run.pods()[0]
+    unschedulable = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are available.",
+    }
+    path = f"/api/v1/namespaces/{run.namespace}/pods/{pod['metadata']['name']}/status"
+    run.cluster.client.merge(path, {"status": {"conditions": [unschedulable]}})
+    told = run.wait_condition("Running", "False", "Unschedulable")
+    assert (
+        "wants 1 cpu, 1Gi memory and fits no node: 0/3 nodes are available: 3 Insufficient cpu"
+        in told["message"]
+    )
+
+
+def test_sigterm_ends_the_operator_cleanly(run):
+    assert run.operator.stop() == 0
+    run.operator.start()
