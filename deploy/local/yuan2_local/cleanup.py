@@ -48,14 +48,18 @@ def observe_host() -> Host:
     return Host(network.FORWARDING.read_text().strip(), rules.nft_tables(), absent)
 
 
-def sweep_containers(state: State, crisweep: Path, processes: Processes) -> None:
-    """Wait for containerd, then stop and remove every pod it has."""
+def await_containerd(state: State, processes: Processes) -> None:
+    """Wait until containerd listens."""
 
     def listening() -> bool:
         processes.check(["containerd"])
         return state.containerd_socket.exists()
 
     wait_until("containerd", listening, _SOCKET_SECONDS, interval=0.05)
+
+
+def sweep_containers(state: State, crisweep: Path) -> None:
+    """Stop and remove every pod that containerd has."""
     run([crisweep, "-endpoint", f"unix://{state.containerd_socket}"])
 
 
@@ -71,7 +75,8 @@ def remove_pods(cache: Cache, state: State, processes: Processes) -> None:
     processes.stop("kubelet")
     try:
         processes.ensure("containerd", node.containerd_argv(state), node.environ(os.environ))
-        sweep_containers(state, crisweep, processes)
+        await_containerd(state, processes)
+        sweep_containers(state, crisweep)
     except ClusterError as error:
         note(f"down: {error}")
 

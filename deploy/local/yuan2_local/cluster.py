@@ -92,6 +92,7 @@ def _up(cache: Cache, state: State, with_node: bool) -> ControlPlane:
     if not Processes(state).running():
         # The leftovers of a machine that lost power, if any.
         _down(cache, state)
+    fresh = load(state) is None
     cluster = _chosen(state, with_node)
     plane = plane_of(state, cluster, binaries)
     with step("certificates"):
@@ -104,7 +105,7 @@ def _up(cache: Cache, state: State, with_node: bool) -> ControlPlane:
         controlplane.start(plane, processes)
         apply_objects(plane.client(), with_node)
     if with_node:
-        _start_node(cache, plane, processes)
+        _start_node(cache, plane, processes, fresh)
     return plane
 
 
@@ -124,15 +125,18 @@ def _chosen(state: State, with_node: bool) -> Cluster:
     return cluster
 
 
-def _start_node(cache: Cache, plane: ControlPlane, processes: Processes) -> None:
+def _start_node(cache: Cache, plane: ControlPlane, processes: Processes, fresh: bool) -> None:
     environ = node.environ(os.environ)
     with step("registry"):
         registry.ensure_registry(cache)
     with step("containerd"):
         image = f"yuan2.dev/pause:{plane.binaries['pause'].parent.name.rsplit('-', 1)[1]}"
         node.write_configs(plane, cache, image)
-        if processes.ensure("containerd", node.containerd_argv(plane.state), environ):
-            cleanup.sweep_containers(plane.state, plane.binaries["crisweep"], processes)
+        processes.ensure("containerd", node.containerd_argv(plane.state), environ)
+        cleanup.await_containerd(plane.state, processes)
+        if fresh:
+            # Pods of a cluster that a power cut ended are in the cached containerd still.
+            cleanup.sweep_containers(plane.state, plane.binaries["crisweep"])
         _import_pause(plane, image)
     with step("node"):
         processes.ensure("kubelet", node.kubelet_argv(plane), environ)
