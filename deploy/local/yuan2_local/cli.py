@@ -55,12 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         verb("up", _up, "start the cluster, or start again what has died"),
         verb("down", _down, "remove every trace of the cluster but the cache"),
         verb("status", _status, "show the processes and where the kubeconfig is"),
+        verb("logs", _logs, "show the log of a component, or list the components"),
     ):
         sub.add_argument("--control-plane-only", action="store_true", help="no node; needs no root")
         sub.add_argument("--name", default="default", help="of the control plane (with --control-plane-only)")
-    logs = verb("logs", _logs, "show the log of a component, or list the components")
-    logs.add_argument("component", nargs="?")
-    logs.add_argument("--lines", type=int, default=100)
+        if sub.prog.endswith("logs"):
+            sub.add_argument("component", nargs="?")
+            sub.add_argument("--lines", type=int, default=100)
     volume = verb("volume", _volume, "make a volume for a claim before the claim exists")
     volume.add_argument("claim", metavar="NAMESPACE/CLAIM")
     volume.add_argument("--size", default="2Gi")
@@ -70,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     gpus = verb("gpus", _gpus, "make the node say that it has N GPUs")
     gpus.add_argument("count", type=int, metavar="N")
     build = verb("images", _images, "build the images and push them to the cluster's registry")
-    build.add_argument("names", nargs="*", choices=[[], *images.NAMES], help="default: train serve operator")
+    build.add_argument(
+        "names", nargs="*", help=f"of {' '.join(images.NAMES)}; default: {' '.join(images.DEFAULT)}"
+    )
     verb("registry-down", _registry_down, "stop a registry that `images` started without a cluster")
     verb("provision", _provision, "serve volume claims (started by `up`)")
     return parser
@@ -107,7 +110,7 @@ def _status(options: argparse.Namespace, cache: Cache) -> None:
 
 
 def _logs(options: argparse.Namespace, cache: Cache) -> None:
-    state = node_state(os.environ)
+    state = _state(options, cache)
     if options.component is None:
         print("\n".join(sorted([*Processes(state).records(), registry.NAME])))
         return
@@ -136,6 +139,9 @@ def _gpus(options: argparse.Namespace, _cache: Cache) -> None:
 
 
 def _images(options: argparse.Namespace, cache: Cache) -> None:
+    unknown = sorted(set(options.names) - set(images.NAMES))
+    if unknown:
+        raise ClusterError(f"image {unknown[0]!r}: not one of {', '.join(images.NAMES)}")
     for name, reference in images.build(cache, options.names or images.DEFAULT, os.environ).items():
         print(f"{name} {reference}")
 

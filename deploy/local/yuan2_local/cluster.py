@@ -20,6 +20,7 @@ from .oci import single_file_archive
 from .paths import LOCAL, Cache, State
 from .ports import LOOPBACK, free_ports
 from .processes import Processes
+from .prune import prune_node
 
 API_PORT = 6443
 _NODE_SECONDS = 90.0
@@ -128,7 +129,7 @@ def _chosen(state: State, with_node: bool) -> Cluster:
 def _start_node(cache: Cache, plane: ControlPlane, processes: Processes, fresh: bool) -> None:
     environ = node.environ(os.environ)
     with step("registry"):
-        registry.ensure_registry(cache)
+        address = registry.ensure_registry(cache)
     with step("containerd"):
         image = f"yuan2.dev/pause:{plane.binaries['pause'].parent.name.rsplit('-', 1)[1]}"
         node.write_configs(plane, cache, image)
@@ -137,6 +138,7 @@ def _start_node(cache: Cache, plane: ControlPlane, processes: Processes, fresh: 
         if fresh:
             # Pods of a cluster that a power cut ended are in the cached containerd still.
             cleanup.sweep_containers(plane.state, plane.binaries["crisweep"])
+            prune_node(plane.state, address)
         _import_pause(plane, image)
     with step("node"):
         processes.ensure("kubelet", node.kubelet_argv(plane), environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from .content import content_key
 from .errors import ClusterError
 from .paths import LOCAL, Cache
 
+OLDEST_GO = (1, 24)
 KUBERNETES_VERSION = "v1.34.4"
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 _MAJOR, _MINOR = KUBERNETES_VERSION.lstrip("v").split(".")[:2]
@@ -88,11 +90,23 @@ def ensure_binaries(cache: Cache, names: Iterable[str]) -> dict[str, Path]:
 
 
 def go_command() -> str:
-    """The Go tool; ClusterError when there is none."""
+    """The Go tool; ClusterError when there is none or it is too old."""
     found = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
+    needed = ".".join(map(str, OLDEST_GO))
     if found is None:
-        raise ClusterError("go: not found; install Go 1.24 or newer (https://go.dev/dl) and put it on PATH")
+        raise ClusterError(
+            f"go: not found; install Go {needed} or newer (https://go.dev/dl) and put it on PATH"
+        )
+    version = run([found, "env", "GOVERSION"]).strip()
+    if not new_enough(version):
+        raise ClusterError(f"{found}: {version} is too old; install Go {needed} or newer (https://go.dev/dl)")
     return found
+
+
+def new_enough(version: str) -> bool:
+    """Whether a GOVERSION such as "go1.24.3" can build the modules; development builds have no number."""
+    match = re.match(r"go(\d+)\.(\d+)", version)
+    return match is None or (int(match[1]), int(match[2])) >= OLDEST_GO
 
 
 def _build(program: Program, target: Path) -> None:

@@ -19,6 +19,7 @@ from .debian import ensure_rootfs, rootfs_key
 from .errors import ClusterError
 from .mounts import unmount_below
 from .paths import REPOSITORY, Cache, is_foreign
+from .prune import prune_registry
 from .registry import ensure_registry, has_image
 
 DEFAULT = ("train", "serve", "operator")
@@ -87,7 +88,9 @@ def build(cache: Cache, names: Iterable[str], environ: Mapping[str, str]) -> dic
     Raises ClusterError when a build or a push fails, or when an outside cluster is used without REGISTRY.
     """
     builder = Builder(cache, environ)
-    return {name: builder.ensure_pushed(name) for name in names}
+    references = {name: builder.ensure_pushed(name) for name in names}
+    builder.prune()
+    return references
 
 
 class Builder:
@@ -103,6 +106,7 @@ class Builder:
                 "REGISTRY: not set; with KUBECONFIG set, name a registry that the cluster pulls from"
             )
         self._registry = self._outside or ensure_registry(cache)
+        self._replaced_base = False
 
     def ensure_pushed(self, name: str) -> str:
         """The reference of an image that is in the registry now."""
@@ -119,6 +123,14 @@ class Builder:
             with step(f"push {name}"):
                 self._buildah("push", "-q", *self._push_flags(), local, f"docker://{reference}")
         return reference
+
+    def prune(self) -> None:
+        """After a new base, remove what was built on the old one from the loopback registry."""
+        if self._replaced_base and not self._outside:
+            with exclusive(self._cache.images_lock):
+                prune_registry(
+                    self._cache, {f"yuan2/{name}:{image_tag(name, self._base_image)}" for name in IMAGES}
+                )
 
     def _push_flags(self) -> list[str]:
         # An outside registry gets what every container runtime reads; the loopback one gets what is fastest.
@@ -197,6 +209,7 @@ class Builder:
         ]
         if older:
             self._buildah("rmi", *older)
+            self._replaced_base |= name in ("python", "base")
 
     def _buildah(self, verb: str, *words: str, log: Path | None = None) -> str:
         store = self._cache.buildah

@@ -18,10 +18,11 @@ from yuan2_local import images
 from yuan2_local.apt import NEEDED, missing_packages
 from yuan2_local.debian import mirror_of
 from yuan2_local.errors import ClusterError
-from yuan2_local.gobuild import PROGRAMS, binary_path
+from yuan2_local.gobuild import PROGRAMS, binary_path, new_enough
 from yuan2_local.images import DEFAULT, IMAGES, image_tag
 from yuan2_local.oci import single_file_archive
 from yuan2_local.paths import REPOSITORY, Cache
+from yuan2_local.prune import stale_tags
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,14 @@ def test_the_archive_of_one_program_holds_blobs_under_their_digests(tmp_path: Pa
         assert [(member.name, member.mode) for member in tar.getmembers()] == [("pause", 0o755)]
 
 
+def test_tags_that_nothing_names_are_stale(tmp_path: Path) -> None:
+    tags_of = "docker/registry/v2/repositories/yuan2/{}/_manifests/tags/{}"
+    for name, tag in (("train", "new"), ("train", "old"), ("serve", "new")):
+        (tmp_path / tags_of.format(name, tag)).mkdir(parents=True)
+    stale = stale_tags(tmp_path, {"yuan2/train:new", "yuan2/serve:new"})
+    assert stale == [tmp_path / tags_of.format("train", "old")]
+
+
 def test_only_missing_packages_are_installed() -> None:
     assert missing_packages(dict.fromkeys(NEEDED, True)) == []
     assert missing_packages({**dict.fromkeys(NEEDED, True), "/usr/sbin/runc": False}) == ["runc"]
@@ -171,6 +180,13 @@ def test_the_machines_own_debian_mirror_is_used() -> None:
     targets = "Debian http://mirror.example/debian-security/\nOther http://x/\nDebian http://mirror.example/debian/\n"
     assert mirror_of(targets) == "http://mirror.example/debian"
     assert mirror_of("") == "http://deb.debian.org/debian"
+
+
+@pytest.mark.parametrize(
+    ("version", "enough"), [("go1.19.8", False), ("go1.24", True), ("go1.26.8", True), ("devel +abc", True)]
+)
+def test_an_old_go_is_known(version: str, enough: bool) -> None:
+    assert new_enough(version) is enough
 
 
 def test_a_programs_binary_moves_with_its_sources(tmp_path: Path) -> None:
