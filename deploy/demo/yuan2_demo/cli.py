@@ -53,7 +53,7 @@ def up(target: Target) -> int:
         start(target, os.environ)
         terminal.done("ready")
         terminal.step("images: train, serve and operator")
-        images = build_images(target, os.environ)
+        images = build_images(os.environ)
         terminal.done(images["train"].rpartition("/")[0] or "built")
         kubectl = Kubectl(find_kubectl(target, os.environ), target.kubeconfig)
         with kubectl.reader() as reader:

@@ -10,7 +10,7 @@ Object = Mapping[str, Any]
 
 _BAR_WIDTH = 24
 _BAD_WHEN_TRUE = ("Failed", "Degraded")
-_BAD_WHEN_FALSE = ("Accepted", "Running", "Ready", "Complete", "Progressing")
+_BAD_WHEN_FALSE = ("Accepted", "Running", "Ready")
 
 
 def condition(obj: Object, kind: str) -> Mapping[str, Any] | None:

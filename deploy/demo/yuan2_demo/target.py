@@ -11,7 +11,7 @@ from pathlib import Path
 
 from yuan2_local import cluster, images
 from yuan2_local.errors import ClusterError
-from yuan2_local.paths import cache_from, node_state
+from yuan2_local.paths import cache_from, is_foreign, node_state
 
 from .errors import DemoError
 
@@ -31,10 +31,9 @@ def choose(environ: Mapping[str, str]) -> Target:
     A KUBECONFIG that is the local cluster's own (the demo tells users to export it) means the local one.
     Raises DemoError when KUBECONFIG is set without REGISTRY: a foreign cluster cannot pull from this machine.
     """
-    own = node_state(environ).kubeconfig
-    named = environ.get("KUBECONFIG")
-    if not named or Path(named).absolute() == own:
-        return Target(own, local=True)
+    if not is_foreign(environ):
+        return Target(node_state(environ).kubeconfig, local=True)
+    named = environ["KUBECONFIG"]
     if os.pathsep in named or not Path(named).is_file():
         raise DemoError(f"KUBECONFIG={named}: name one existing file, or unset it to use a local cluster")
     if not environ.get("REGISTRY"):
@@ -58,11 +57,10 @@ def stop(environ: Mapping[str, str]) -> None:
         cluster.down(cache_from(environ), node_state(environ))
 
 
-def build_images(target: Target, environ: Mapping[str, str]) -> dict[str, str]:
+def build_images(environ: Mapping[str, str]) -> dict[str, str]:
     """References of the images train, serve and operator, built where they are missing. Raises DemoError."""
-    kept = {name: value for name, value in environ.items() if name != "KUBECONFIG" or not target.local}
     with _sentences():
-        return dict(images.build(cache_from(environ), images.DEFAULT, kept))
+        return images.build(cache_from(environ), images.DEFAULT, environ)
 
 
 def find_kubectl(target: Target, environ: Mapping[str, str]) -> str:
