@@ -1,4 +1,5 @@
-"""Small inputs for the trainer: a tokenizer trained on the spot, a tiny random Yuan 2.0, conversations, jobs."""
+"""Small inputs for the trainer: a tokenizer trained on the spot, a tiny random Yuan 2.0, conversations,
+jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from yuan2_core.contract import TrainJob
 from yuan2_core.tokenizer import train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WORDS = "wind rain snow river stone cloud light field horse paper north table sound water green seven".split()
+WORDS = ["wind", "rain", "snow", "river", "stone", "cloud", "light", "field", "horse", "paper", "north"]
 
 
 def conversations(count: int) -> list[dict[str, Any]]:
@@ -71,7 +72,8 @@ def make_job(
     port: int = 0,
     **training: Any,
 ) -> TrainJob:
-    """A `TrainJob` for this machine's processors; `training` are fields of `Training` by their Python names."""
+    """A `TrainJob` for this machine's processors; `training` are fields of `Training` by their Python
+    names."""
     checkpoint = {"every_steps": training.pop("every_steps", 1000), "keep": training.pop("keep", 10)}
     invalid = training.pop("max_invalid_fraction", 0.0)
     fields = {"precision": "fp32", "max_length": 128, "learning_rate": 1e-3, "max_steps": 6, **training}

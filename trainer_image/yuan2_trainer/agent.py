@@ -1,7 +1,7 @@
 """torchrun in a process of its own: starts the ranks of this node and tells how each one ended.
 
-It is torchrun's own `parse_args`/`config_from_args`/`elastic_launch`, which read the `PET_*` variables of the pod, and
-not its command line, because that turns every child's exit code into 1.
+It is torchrun's own `parse_args`/`config_from_args`/`elastic_launch`, which read the `PET_*` variables of
+the pod, and not its command line, because that turns every child's exit code into 1.
 """
 
 from __future__ import annotations

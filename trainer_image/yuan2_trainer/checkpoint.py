@@ -50,8 +50,8 @@ class Checkpoints:
             facts: the remaining fields of the `Manifest`.
 
         Raises:
-            OutputFullError: the volume is full; nothing is left of the attempt and older checkpoints are untouched.
-            OSError: another error while writing, on any rank.
+            OutputFullError: the volume is full; nothing is left of the attempt and older checkpoints are
+            untouched. OSError: another error while writing, on any rank.
         """
         final = self.root / checkpoint_name(position.step)
         partial = final.with_name(final.name + PARTIAL)
@@ -73,7 +73,8 @@ class Checkpoints:
         return final
 
     def latest(self) -> Found | None:
-        """The newest checkpoint whose files all have their checksums; the ranks verify a share of the files each."""
+        """The newest checkpoint whose files all have their checksums; the ranks verify a share of the files
+        each."""
         if dist.get_rank() == 0 and self.root.is_dir():
             remove_partials(self.root)
         dist.barrier()
@@ -94,7 +95,8 @@ class Checkpoints:
         return None
 
     def _together(self, act: Callable[[], Any], partial: Path, only_rank_0: bool = False) -> list[Any]:
-        """Act on the ranks and let all of them know of an error on any, so that none waits for one that failed."""
+        """Act on the ranks and let all of them know of an error on any, so that none waits for one that
+        failed."""
         result, failure = None, None
         if dist.get_rank() == 0 or not only_rank_0:
             try:
@@ -111,7 +113,8 @@ class Checkpoints:
 
 
 def restore(engine: Any, found: Found) -> None:
-    """Put the optimizer into the state of a checkpoint, exactly; the weights must have been loaded from it before."""
+    """Put the optimizer into the state of a checkpoint, exactly; the weights must have been loaded from it
+    before."""
     reader = ShardReader(found)
     for fragment in live_fragments(engine):
         for kind, view in fragment.views.items():
@@ -120,7 +123,8 @@ def restore(engine: Any, found: Found) -> None:
 
 
 def load_master_weights(model: torch.nn.Module, found: Found) -> None:
-    """Set a model's trainable weights from a checkpoint, rounded to the model's type as an optimizer step rounds them."""
+    """Set a model's trainable weights from a checkpoint, rounded to the model's type as an optimizer step
+    rounds them."""
     reader = ShardReader(found)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -138,7 +142,8 @@ def _write_own_shard(engine: Any, partial: Path) -> tuple[str, ShardFile] | None
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if not partial.is_dir():
         raise OSError(
-            f"output: rank {rank} does not see {partial}, which rank 0 made; all pods must mount one shared volume"
+            f"output: rank {rank} does not see {partial}, which rank 0 made; "
+            "all pods must mount one shared volume"
         )
     shares = [fragment.share(rank, world_size) for fragment in live_fragments(engine)]
     held = [fragment for fragment in shares if fragment.numel > 0]
@@ -177,8 +182,8 @@ def _error_of(outcome: Outcome, root: Path) -> Exception:
         return OSError(outcome.message)
     usage = shutil.disk_usage(root)
     return OutputFullError(
-        f"output: no space left for a checkpoint in {root} ({usage.free / 1e9:.2f} GB of {usage.total / 1e9:.2f} GB "
-        "free); free space, ask for a larger claim, or lower checkpoint.keep"
+        f"output: no space left for a checkpoint in {root} ({usage.free / 1e9:.2f} GB of "
+        f"{usage.total / 1e9:.2f} GB free); free space, ask for a larger claim, or lower checkpoint.keep"
     )
 
 

@@ -37,10 +37,12 @@ ZERO_3: dict[str, Any] = {
     "stage3_max_live_parameters": 1e9,
     "stage3_max_reuse_distance": 1e9,
 }
-"""ZeRO-3 with the defaults of DeepSpeed's documentation, written out so that a new release changes nothing."""
+"""ZeRO-3 with the defaults of DeepSpeed's documentation, written out so that a new release changes
+nothing."""
 
 BUCKET_LIMIT_ON_CPU = 5e7
-"""Communication buckets are allocated whole; half a billion numbers of one would fill a small machine's memory."""
+"""Communication buckets are allocated whole; half a billion numbers of one would fill a small machine's
+memory."""
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
@@ -54,7 +56,8 @@ def engine_config(training: Training, stage: int, device: str, own_bf16_wrapper:
         training: hyperparameters; batch sizes are those of one rank.
         stage: ZeRO stage 0, 2 or 3.
         device: `cpu` or `cuda`.
-        own_bf16_wrapper: whether this DeepSpeed accumulates bf16 gradients without ZeRO in fp32 (releases before 0.17
+        own_bf16_wrapper: whether this DeepSpeed accumulates bf16 gradients without ZeRO in fp32 (releases
+        before 0.17
             demand it, later ones refuse it).
     """
     config: dict[str, Any] = {
@@ -92,7 +95,8 @@ def prepare_environment(device: str) -> None:
 def without_shared_memory_op() -> None:
     """Keep DeepSpeed from compiling its CPU all-reduce for inference at start-up.
 
-    It serves tensor-parallel inference only, needs a C++ compiler in the image and half a minute of the first start.
+    It serves tensor-parallel inference only, needs a C++ compiler in the image and half a minute of the
+    first start.
     """
     import deepspeed.ops
 

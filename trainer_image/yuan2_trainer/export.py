@@ -25,7 +25,8 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "safetensors", "sent
 
 
 def export_model(engine: Any, job: TrainJob) -> Path:
-    """Write the trained model; all ranks take part, rank 0 writes. A reader sees the old model or the new one."""
+    """Write the trained model; all ranks take part, rank 0 writes. A reader sees the old model or the new
+    one."""
     state = gather_weights(engine)
     final = Path(job.output) / MODEL_DIRECTORY
     if dist.get_rank() == 0:

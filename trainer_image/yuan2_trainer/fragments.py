@@ -1,8 +1,8 @@
 """The optimizer's fp32 numbers by parameter name, whatever the ZeRO stage: what a checkpoint consists of.
 
 ZeRO cuts the flattened parameters into pieces, a piece a rank. Here every piece is found again as "elements
-[start, start + n) of parameter NAME", with views of its fp32 master weights and of AdamW's two moments. Checkpoints
-written from such fragments load under any number of ranks and any stage.
+[start, start + n) of parameter NAME", with views of its fp32 master weights and of AdamW's two moments.
+Checkpoints written from such fragments load under any number of ranks and any stage.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _of_zero_3(wrapper: Any, named: list[tuple[str, Any]], rank: int) -> Iterato
 
 
 def _of_flat_partitions(wrapper: Any, named: list[tuple[str, Any]]) -> Iterator[Fragment]:
-    """ZeRO 1 and 2 and DeepSpeed's bf16 optimizer: `_hp_mapping` links a parameter to this rank's partition."""
+    """ZeRO 1 and 2 and DeepSpeed's bf16 optimizer: `_hp_mapping` links a parameter to this rank's
+    partition."""
     masters = _masters(wrapper)
     for name, parameter in named:
         link = parameter._hp_mapping

@@ -8,8 +8,8 @@ from typing import Any
 from yuan2_core.contract import TrainJob
 
 _FREE = ("microBatchSize", "gradientAccumulationSteps", "gradientCheckpointing")
-"""Fields of `training` that may change between attempts: they decide how fast a step is, not what is learned from
-which sample."""
+"""Fields of `training` that may change between attempts: they decide how fast a step is, not what is
+learned from which sample."""
 
 
 def run_identity(job: TrainJob, data_fingerprint: str) -> dict[str, Any]:

@@ -29,13 +29,14 @@ from yuan2_trainer.outcome import (
     write_termination,
 )
 from yuan2_trainer.preflight import check_job
-from yuan2_trainer.progress import Snapshot, Tracker, progress_at, read_snapshot
+from yuan2_trainer.progress import Tracker, progress_at, read_snapshot
 from yuan2_trainer.resources import available_cpus, threads_per_process
 from yuan2_trainer.serve import ProgressServer
 from yuan2_trainer.workspace import Workspace, read_text, replace
 
 STOP_PATIENCE = 30.0
-"""Seconds that a rank is given to come to the end of a step after SIGTERM, or three recent steps if that is longer."""
+"""Seconds that a rank is given to come to the end of a step after SIGTERM, or three recent steps if that is
+longer."""
 _POLL_SECONDS = 0.1
 _LOG = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def node_rank(environment: Mapping[str, str]) -> int:
 
 
 def torchrun_options(launch: Launch, environment: Mapping[str, str]) -> list[str]:
-    """torchrun's options: those of the pod's environment, which must agree with the job, or those of one node.
+    """torchrun's options: those of the pod's environment, which must agree with the job, or those of one
+    node.
 
     Raises:
         JobError: the environment describes other processes than the job.
@@ -89,7 +91,8 @@ def torchrun_options(launch: Launch, environment: Mapping[str, str]) -> list[str
         ]
     if launch.nodes > 1:
         raise JobError(
-            f"launch.nodes is {launch.nodes}, but MASTER_ADDR is not set: start it with PyTorchJob's environment"
+            f"launch.nodes is {launch.nodes}, but MASTER_ADDR is not set: "
+            "start it with PyTorchJob's environment"
         )
     return [*options, "--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
 
@@ -141,8 +144,11 @@ class Launcher:
         replace(self.workspace.prepared, prepared.model_dump_json())
         _LOG.info(
             "%d sequences, %d tokens, the longest %d; %d dropped",
-            prepared.samples, prepared.tokens, prepared.longest, prepared.dropped_samples,
-        )  # fmt: skip
+            prepared.samples,
+            prepared.tokens,
+            prepared.longest,
+            prepared.dropped_samples,
+        )
         return self._wait_for_ranks()
 
     def _start_agent(self) -> None:
@@ -157,16 +163,15 @@ class Launcher:
 
     def _wait_for_ranks(self) -> Outcome:
         assert self.agent is not None
-        while True:
-            try:
-                self.agent.wait(_POLL_SECONDS)
-                return self._combined()
-            except subprocess.TimeoutExpired:
-                if self.stop_asked_at is not None and self._gives_up_waiting(self.stop_asked_at):
-                    return _stopped_early()
+        while self.agent.poll() is None:
+            if self.stop_asked_at is not None and self._gives_up_waiting(self.stop_asked_at):
+                return _stopped_early()
+            time.sleep(_POLL_SECONDS)
+        return self._combined()
 
     def _gives_up_waiting(self, asked_at: float) -> bool:
-        """Before the first step there is nothing to save; later a rank that hangs must not use up the grace period."""
+        """Before the first step there is nothing to save; later a rank that hangs must not use up the grace
+        period."""
         snapshot = read_snapshot(self.workspace)
         if snapshot.state in ("starting", "preparing"):
             return True
@@ -245,9 +250,10 @@ def run(job_path: Path, termination_log: Path) -> int:
 
 def _stopped_early() -> Outcome:
     return Outcome(
-        EXIT_PREEMPTED, "Preempted", "asked to end before a new checkpoint could be written; the next attempt goes on "
-        "from the last one"
-    )  # fmt: skip
+        EXIT_PREEMPTED,
+        "Preempted",
+        "asked to end before a new checkpoint could be written; the next attempt goes on from the last one",
+    )
 
 
 def _free_port() -> int:

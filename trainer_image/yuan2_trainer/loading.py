@@ -28,7 +28,8 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         load_master_weights(model, found)
     model.config.use_cache = False
     if job.training.gradient_checkpointing:
-        # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again when it computes a layer again.
+        # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again when it computes a
+        # layer again.
         model.gradient_checkpointing_enable({"use_reentrant": job.stage == 3})
         if job.stage == 3:
             model.enable_input_require_grads()

@@ -39,8 +39,9 @@ class Loop:
     total_steps: int
     last_checkpoint: int | None
     tracker: Tracker | None = None
-    """Of rank 0 only, as `metrics`."""
+    """Of one rank a node: its launcher wants to know."""
     metrics: MetricsLog | None = None
+    """Of rank 0."""
     _orders: dict[int, Indices] = field(default_factory=dict)
     _not_finite: int = 0
 
@@ -72,8 +73,8 @@ class Loop:
         self.save(position)
         if result.stop:
             raise PreemptedError(
-                f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, the next attempt "
-                "goes on from there"
+                f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, "
+                "the next attempt goes on from there"
             )
 
     def save(self, position: Position) -> None:
@@ -103,7 +104,7 @@ class Loop:
             )
 
     def _report(self, position: Position, rate: float, result: StepResult, seconds: float) -> None:
-        if self.tracker is None or self.metrics is None:
+        if self.tracker is None:
             return
         report = StepReport(
             step=position.step,
@@ -116,11 +117,18 @@ class Loop:
             seconds=seconds,
         )
         self.tracker.after_step(report, time.monotonic())
+        if self.metrics is None:
+            return
         self.metrics.append(report)
         _LOG.info(
             "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s",
-            report.step, self.total_steps, report.loss, rate, report.grad_norm, seconds,
-        )  # fmt: skip
+            report.step,
+            self.total_steps,
+            report.loss,
+            rate,
+            report.grad_norm,
+            seconds,
+        )
 
     def _tell(self, **changes: object) -> None:
         if self.tracker is not None:

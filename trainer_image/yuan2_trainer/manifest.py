@@ -121,10 +121,17 @@ def verify_file(directory: Path, name: str, file: ShardFile) -> str | None:
 def complete_checkpoints(root: Path, warn: Callable[[str], None]) -> Iterator[Found]:
     """Checkpoints with all files in their full sizes, newest first; `warn` hears of the others."""
     for directory in candidates(root):
-        try:
-            yield Found(directory, read_manifest(directory))
-        except ValueError as error:
-            warn(f"checkpoint {directory.name} is skipped: {error}")
+        found = _open(directory, warn)
+        if found is not None:
+            yield found
+
+
+def _open(directory: Path, warn: Callable[[str], None]) -> Found | None:
+    try:
+        return Found(directory, read_manifest(directory))
+    except ValueError as error:
+        warn(f"checkpoint {directory.name} is skipped: {error}")
+        return None
 
 
 def surplus(root: Path, keep: int) -> list[Path]:

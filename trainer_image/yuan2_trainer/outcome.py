@@ -91,7 +91,8 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a volume is full; safetensors' own carry the error number in their text only."""
+    """Whether an error says that a volume is full; safetensors' own carry the error number in their text
+    only."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     return any(sign in str(error) for sign in ("No space left on device", "StorageFull", "code: 28,"))
@@ -132,8 +133,8 @@ def outcome_of_exit(rank: int, exit_code: int) -> Outcome:
 def combine(outcomes: Mapping[int, Outcome], exit_codes: Mapping[int, int], ranks: Sequence[int]) -> Outcome:
     """One outcome for the node from those of its ranks.
 
-    Invalid input wins (it explains every other end), then a preemption that all ranks agreed on, then the first crash,
-    where a rank killed without a word comes before those that merely lost contact with it.
+    Invalid input wins (it explains every other end), then a preemption that all ranks agreed on, then the
+    first crash, where a rank killed without a word comes before those that merely lost contact with it.
     """
     unexplained = {
         rank: outcome_of_exit(rank, code)

@@ -11,7 +11,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, so that no rank is left computing for nobody."""
+    """Ask the kernel to kill this process when its parent dies, so that no rank is left computing for
+    nobody."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""What can be found wrong before a device is used. No torch: it takes a fraction of a second besides the data."""
+"""What can be found wrong before a device is used. No torch: it takes a fraction of a second besides the
+data."""
 
 from __future__ import annotations
 
@@ -35,14 +36,15 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat)
     if prepared.longest > dimensions.max_position_embeddings:
         raise JobError(
-            f"training.maxLength {job.training.max_length}: a sequence has {prepared.longest} tokens, the model at "
-            f"most {dimensions.max_position_embeddings}; set training.maxLength to that or less"
+            f"training.maxLength {job.training.max_length}: a sequence has {prepared.longest} tokens, "
+            f"the model at most {dimensions.max_position_embeddings}; set training.maxLength to that or less"
         )
     return prepared
 
 
 def check_model(job: TrainJob) -> Dimensions:
-    """The model's dimensions, after its files were compared with its config.json and that one with the preset."""
+    """The model's dimensions, after its files were compared with its config.json and that one with the
+    preset."""
     directory = Path(job.model.path)
     facts = check_model_directory(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -78,12 +80,13 @@ def check_output(job: TrainJob, parameters: int) -> None:
     free = shutil.disk_usage(output).free
     if free < needed:
         raise OutputFullError(
-            f"output: {output} has {free / 1e9:.2f} GB free, a checkpoint and the model need {needed / 1e9:.2f} GB; "
-            "free space or ask for a larger claim"
+            f"output: {output} has {free / 1e9:.2f} GB free, a checkpoint and the model need "
+            f"{needed / 1e9:.2f} GB; free space or ask for a larger claim"
         )
 
 
 def _unwritable(output: Path, error: OSError) -> JobError:
     return JobError(
-        f"output: {output} cannot be written: {error.strerror}; mount the claim read-write, for the pod's user"
+        f"output: {output} cannot be written: {error.strerror}; "
+        "mount the claim read-write, for the pod's user"
     )

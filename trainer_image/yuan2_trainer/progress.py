@@ -1,7 +1,8 @@
 """What is known of a running attempt: kept by rank 0, read by the launcher, which answers for it.
 
-The launcher serves, so that a rank that hangs in a collective does not silence the very number that would show it
-(`lastStepAgeSeconds`). Times that cross the two processes are `time.monotonic()`, one clock on a Linux machine.
+The launcher serves, so that a rank that hangs in a collective does not silence the very number that would
+show it (`lastStepAgeSeconds`). Times that cross the two processes are `time.monotonic()`, one clock on a
+Linux machine.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def read_snapshot(workspace: Workspace) -> Snapshot:
 
 
 def progress_at(snapshot: Snapshot, name: str, attempt: int, started_at: float, now: float) -> Progress:
-    """A snapshot as the operator reads it at `now`; ages and the remaining time grow or shrink between steps."""
+    """A snapshot as the operator reads it at `now`; ages and the remaining time grow or shrink between
+    steps."""
     age = None if snapshot.last_step_at is None else max(0.0, now - snapshot.last_step_at)
     return Progress(
         name=name,

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from yuan2_trainer.loop import Loop
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""Longer than rank 0 takes to export a model; a rank that died is noticed by its closed connection, not by this."""
+"""Longer than rank 0 takes to export a model; a rank that died is noticed by its closed connection, not by
+this."""
 _POLL_SECONDS = 0.02
 _LOG = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    """Train, and leave word of how it ended in the workspace. Never returns to the interpreter's own shutdown."""
+    """Train, and leave word of how it ended in the workspace. Never returns to the interpreter's own
+    shutdown."""
     die_with_parent()
     workspace = Workspace(Path(arguments[0]))
     rank = int(os.environ["RANK"])
@@ -138,9 +140,11 @@ def build_loop(
         max_length=job.training.max_length,
         max_grad_norm=job.training.max_grad_norm,
     )
-    loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, found and position.step)
+    last_checkpoint = None if found is None else position.step
+    loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, last_checkpoint)
     if dist.get_rank() == 0:
         loop.metrics = MetricsLog(output / "metrics.jsonl", position.step)
+    if os.environ["LOCAL_RANK"] == "0":
         loop.tracker = _tracker(workspace, prepared, position, total, found is not None)
     if found is not None:
         _LOG.info("going on from %s, step %d of %d", found.directory.name, position.step, total)
@@ -170,8 +174,8 @@ def _refuse_another_run(before: dict[str, Any], now: dict[str, Any], directory: 
     changed = differences(before, now)
     if changed:
         raise JobError(
-            f"output: {directory.parent} holds checkpoints of another run: {'; '.join(changed)}; give another output "
-            "path, or delete that directory to begin anew"
+            f"output: {directory.parent} holds checkpoints of another run: {'; '.join(changed)}; "
+            "give another output path, or delete that directory to begin anew"
         )
 
 

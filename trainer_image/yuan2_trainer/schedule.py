@@ -1,7 +1,7 @@
 """The learning rate of a step, a pure function.
 
-The formulas are those of `transformers.optimization.get_{cosine,linear,constant}_schedule_with_warmup`, which the
-published recipe trains with: the step counted from 0, so that a warm-up starts at 0.
+The formulas are those of `transformers.optimization.get_{cosine,linear,constant}_schedule_with_warmup`,
+which the published recipe trains with: the step counted from 0, so that a warm-up starts at 0.
 """
 
 from __future__ import annotations

@@ -47,21 +47,22 @@ class TrainCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         progress = self._read()
-        labels = {"name": progress.name, "attempt": str(progress.attempt)}
+        names = ["name", "attempt"]
+        values = [progress.name, str(progress.attempt)]
         for name, attribute, text in _GAUGES:
             value = getattr(progress, attribute)
             if value is not None:
-                gauge = GaugeMetricFamily(f"yuan2_train_{name}", text, labels=labels)
-                gauge.add_metric(list(labels.values()), float(value))
+                gauge = GaugeMetricFamily(f"yuan2_train_{name}", text, labels=names)
+                gauge.add_metric(values, float(value))
                 yield gauge
         for name, attribute, text in _COUNTERS:
-            counter = CounterMetricFamily(f"yuan2_train_{name}", text, labels=labels)
-            counter.add_metric(list(labels.values()), float(getattr(progress, attribute)))
+            counter = CounterMetricFamily(f"yuan2_train_{name}", text, labels=names)
+            counter.add_metric(values, float(getattr(progress, attribute)))
             yield counter
         state = GaugeMetricFamily(
-            "yuan2_train_state", "1 for the state the attempt is in", labels=[*labels, "state"]
+            "yuan2_train_state", "1 for the state the attempt is in", labels=[*names, "state"]
         )
-        state.add_metric([*labels.values(), progress.state], 1.0)
+        state.add_metric([*values, progress.state], 1.0)
         yield state
 
 

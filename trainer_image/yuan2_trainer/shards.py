@@ -29,8 +29,9 @@ def shard_name(rank: int, world_size: int) -> str:
 def write_shard(path: Path, fragments: Iterable[Fragment]) -> ShardFile:
     """Write and sync a file of fp32 fragments.
 
-    safetensors' own writer hides the error number of a full disk and needs a second pass for the checksum, hence this
-    one: 8 bytes of header length, a JSON header, then the tensors (https://huggingface.co/docs/safetensors).
+    safetensors' own writer hides the error number of a full disk and needs a second pass for the checksum,
+    hence this one: 8 bytes of header length, a JSON header, then the tensors
+    (https://huggingface.co/docs/safetensors).
 
     Raises:
         OSError: the file cannot be written, `ENOSPC` included.
@@ -109,4 +110,4 @@ def _header(fragments: list[Fragment]) -> bytes:
 
 def _bytes_of(view: Tensor) -> memoryview:
     values = view.detach().to(device="cpu", dtype=torch.float32).contiguous()
-    return memoryview(values.numpy()).cast("B") if values.numel() else memoryview(b"")
+    return values.numpy().data.cast("B") if values.numel() else memoryview(b"")

@@ -34,10 +34,10 @@ class StepResult:
 class Stepper:
     """Takes global batches through the engine.
 
-    The loss of a global batch is the mean over its labelled tokens, on whatever rank and in whatever micro batch they
-    are. Their number is known before the step, so each micro batch contributes `sum of its losses / that number`;
-    DeepSpeed averages gradients over ranks and accumulation steps, which the factor `world size * accumulation steps`
-    undoes.
+    The loss of a global batch is the mean over its labelled tokens, on whatever rank and in whatever micro
+    batch they are. Their number is known before the step, so each micro batch contributes `sum of its
+    losses / that number`; DeepSpeed averages gradients over ranks and accumulation steps, which the factor
+    `world size * accumulation steps` undoes.
     """
 
     engine: Any

@@ -1,7 +1,7 @@
 """The directory through which the processes of one pod talk: small files, replaced whole.
 
-A file is either absent or complete, so that no process ever waits for another one's lock, and a process that died
-cannot leave a half-written message behind.
+A file is either absent or complete, so that no process ever waits for another one's lock, and a process
+that died cannot leave a half-written message behind.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.support.ranks import train
 from tests.support.training import make_job, write_data, write_model
 
@@ -36,4 +37,4 @@ def trained(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 BASE = {"micro_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 8, "stage": 2}
-"""49 sequences in steps of eight: the seventh holds the one that is left, the eighth begins the second epoch."""
+"""49 sequences in steps of eight: the seventh holds the last one, the eighth begins the second epoch."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.support.training import losses, metrics
 
 Train = Callable[..., Path]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job, metrics
 from yuan2_core.contract import TrainJob
@@ -23,7 +24,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def cut_back(output: Path, step: int, target: Path) -> Path:
-    """The output as a run that died after `step` left it: later checkpoints, the model and the record are not there."""
+    """The output of a run that died after `step`: no later checkpoint, no model, no record."""
     shutil.copytree(output, target)
     shutil.rmtree(target / "model")
     (target / "job.json").unlink()
@@ -53,7 +54,7 @@ def test_resume_equals_the_unbroken_run_exactly(
     trained: Train, inputs: tuple[Path, Path], tmp_path: Path, stage: int, precision: str, processes: int
 ) -> None:
     changes = {"stage": stage, "precision": precision, "processes": processes}
-    unbroken = trained(**BASE, **changes)
+    unbroken = trained(**{**BASE, **changes})
     output = cut_back(unbroken, 2, tmp_path / "output")
     train(job_of(inputs, output, **changes), tmp_path / "workspace")
     assert losses(output) == losses(unbroken)
@@ -66,7 +67,7 @@ def test_the_number_of_ranks_and_the_stage_may_change_on_the_way(
     trained: Train, inputs: tuple[Path, Path], tmp_path: Path, stage: int
 ) -> None:
     """2 ranks, then 1 without ZeRO, then 2 again, with the same global batch."""
-    unbroken = trained(**BASE, processes=2, stage=stage)
+    unbroken = trained(**{**BASE, "processes": 2, "stage": stage})
     output = cut_back(unbroken, 2, tmp_path / "output")
     alone = job_of(inputs, output, processes=1, stage=0, gradient_accumulation_steps=4)
     train(alone, tmp_path / "alone")

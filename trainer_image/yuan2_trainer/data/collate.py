@@ -11,7 +11,8 @@ from yuan2_trainer.data.order import Indices
 from yuan2_trainer.data.store import IGNORED, SampleStore
 
 PAD_MULTIPLE = 8
-"""Sequence lengths are rounded up to this: tensor cores want multiples of 8 (NVIDIA's guide to mixed precision)."""
+"""Sequence lengths are rounded up to this: tensor cores want multiples of 8 (NVIDIA's guide to mixed
+precision)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which samples an optimizer step sees: pure functions of seed, epoch and position.
 
-A position counts samples, not batches, so that a run picked up with another number of ranks, and so another global
-batch, goes on at the very next sample.
+A position counts samples, not batches, so that a run picked up with another number of ranks, and so another
+global batch, goes on at the very next sample.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Course:
 def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
     """A permutation of `range(samples)` for this seed and epoch.
 
-    Sorting by a hash of (seed, epoch, index) depends on no library's generator, so that a run resumes in the same
-    order under another version of numpy.
+    Sorting by a hash of (seed, epoch, index) depends on no library's generator, so that a run resumes in
+    the same order under another version of numpy.
     """
     index = np.arange(samples, dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -108,8 +108,8 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def micro_batches(batch: Indices, lengths: NDArray[np.int32], micro_batch_size: int) -> list[Indices]:
     """A global batch cut into micro batches of similar length, longest first.
 
-    Neighbours in length waste the least padding, and micro batches that follow one another keep ranks that work side
-    by side equally busy.
+    Neighbours in length waste the least padding, and micro batches that follow one another keep ranks that
+    work side by side equally busy.
     """
     by_length = batch[np.argsort(-lengths[batch], kind="stable")]
     return [by_length[i : i + micro_batch_size] for i in range(0, len(by_length), micro_batch_size)]

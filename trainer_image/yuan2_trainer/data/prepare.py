@@ -37,7 +37,8 @@ def prepare(
     """Render every conversation into a `SampleStore` at `target`.
 
     Raises:
-        DatasetError: too many records cannot be used, or too many sequences have no label left within `maxLength`.
+        DatasetError: too many records cannot be used, or too many sequences have no label left within
+        `maxLength`.
     """
     dataset = read_dataset(location.path, location.format, location.max_invalid_fraction)
     write_store(target, _sequences(dataset.conversations, training, tokenizer, beat))
@@ -67,6 +68,6 @@ def _check_dropped(location: DatasetLocation, training: Training, expected: int,
     dropped = expected - kept
     if kept == 0 or dropped > location.max_invalid_fraction * expected:
         raise DatasetError(
-            f"{location.path}: {dropped} of {expected} sequences have no answer left within training.maxLength "
-            f"{training.max_length}; raise training.maxLength, or allow them with dataset.maxInvalidFraction"
+            f"{location.path}: {dropped} of {expected} sequences have no answer left within "
+            f"training.maxLength {training.max_length}; raise it, or allow them with dataset.maxInvalidFraction"
         )

@@ -50,8 +50,9 @@ def write_store(directory: Path, samples: Iterable[tuple[list[int], list[int]]])
     offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
     np.cumsum([len(sample) for sample in tokens], out=offsets[1:])
     directory.mkdir(parents=True, exist_ok=True)
-    for name, array in zip(_ARRAYS, (_joined(tokens), _joined(labels), offsets), strict=True):
-        np.save(directory / f"{name}.npy", array)
+    np.save(directory / "tokens.npy", _joined(tokens))
+    np.save(directory / "labels.npy", _joined(labels))
+    np.save(directory / "offsets.npy", offsets)
 
 
 def fingerprint(directory: Path) -> str:

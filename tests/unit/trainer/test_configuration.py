@@ -1,0 +1,154 @@
+"""DeepSpeed's configuration, a run's identity, torchrun's options, processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.training import make_job
+from yuan2_core.contract import Launch, Training, TrainJob
+from yuan2_trainer.deepspeed import engine_config, parameter_groups
+from yuan2_trainer.identity import differences, run_identity
+from yuan2_trainer.launcher import node_rank, torchrun_options
+from yuan2_trainer.outcome import JobError
+from yuan2_trainer.resources import available_cpus, threads_per_process
+
+POD = {
+    "MASTER_ADDR": "tiny-1-0.tiny",
+    "MASTER_PORT": "23456",
+    "PET_MASTER_ADDR": "tiny-1-0.tiny",
+    "PET_MASTER_PORT": "23456",
+    "WORLD_SIZE": "4",
+    "RANK": "1",
+    "PET_NODE_RANK": "1",
+    "PET_NPROC_PER_NODE": "2",
+    "PET_NNODES": "2",
+}
+"""The environment of a PyTorchJob's second pod."""
+
+
+def job(**training: object) -> TrainJob:
+    return make_job(Path("/m"), Path("/d"), Path("/o"), **training)
+
+
+def test_zero_2_is_the_published_recipes() -> None:
+    config = engine_config(Training(), 2, "cuda", own_bf16_wrapper=False)
+    assert config["zero_optimization"] == {
+        "stage": 2,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 5e8,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 5e8,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+    }
+    assert config["bf16"] == {"enabled": True}
+    assert config["zero_allow_untested_optimizer"] is True
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (4, 4)
+    assert config["gradient_clipping"] == 1.0
+    assert "data_types" not in config
+
+
+def test_buckets_are_small_on_a_cpu() -> None:
+    for stage in (2, 3):
+        section = engine_config(Training(), stage, "cpu", own_bf16_wrapper=False)["zero_optimization"]
+        assert section["stage"] == stage
+        assert section["reduce_bucket_size"] == 5e7
+
+
+def test_fp32_accumulation_is_asked_for_only_where_deepspeed_wants_it() -> None:
+    assert engine_config(Training(), 0, "cpu", True)["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "data_types" not in engine_config(Training(precision="fp32"), 0, "cpu", True)
+    assert "data_types" not in engine_config(Training(), 2, "cpu", True)
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.Conv2d(1, 1, (2, 1)))
+    model[2].bias.requires_grad = False
+    decayed, plain = parameter_groups(model.named_parameters(), 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert [tuple(item.shape) for item in decayed["params"]] == [(3, 2), (1, 1, 2, 1)]
+    assert plain["weight_decay"] == 0.0
+    assert [tuple(item.shape) for item in plain["params"]] == [(3,), (3,), (3,)]
+    assert len(parameter_groups([("w", torch.nn.Parameter(torch.zeros(2, 2)))], 0.1)) == 1
+
+
+def test_speed_settings_may_change_between_attempts() -> None:
+    before = run_identity(job(micro_batch_size=4, gradient_accumulation_steps=2), "f")
+    now = run_identity(job(micro_batch_size=1, gradient_accumulation_steps=8, processes=2, stage=3), "f")
+    assert differences(before, now) == []
+
+
+def test_what_would_change_the_result_may_not() -> None:
+    before, now = run_identity(job(seed=1), "f"), run_identity(job(seed=2, max_steps=None, epochs=1.0), "g")
+    assert differences(before, now) == [
+        "the prepared data (dataset, tokenizer or maxLength) changed",
+        "training.epochs was absent and is 1.0",
+        "training.maxSteps was 6 and is absent",
+        "training.seed was 1 and is 2",
+    ]
+
+
+def launch(nodes: int, processes: int) -> Launch:
+    return Launch(nodes=nodes, processes_per_node=processes, device="cpu")
+
+
+def test_torchrun_gets_what_a_pytorchjob_pod_has() -> None:
+    assert torchrun_options(launch(2, 2), POD) == [
+        "--nnodes=2",
+        "--nproc-per-node=2",
+        "--node-rank=1",
+        "--master-addr=tiny-1-0.tiny",
+        "--master-port=23456",
+    ]
+    assert node_rank(POD) == 1
+
+
+def test_one_node_needs_no_environment() -> None:
+    options = torchrun_options(launch(1, 2), {})
+    assert options[:3] == ["--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    assert node_rank({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "environment", "text"),
+    [
+        (3, 2, POD, "PET_NNODES is 2, the job says 3"),
+        (2, 1, POD, "PET_NPROC_PER_NODE is 2, the job says 1"),
+        (2, 1, {}, "MASTER_ADDR is not set"),
+    ],
+)
+def test_an_environment_of_another_job_is_refused(
+    nodes: int, processes: int, environment: dict[str, str], text: str
+) -> None:
+    with pytest.raises(JobError, match=text):
+        torchrun_options(launch(nodes, processes), environment)
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "max 100000"}, None),
+        ({}, None),
+    ],
+)
+def test_the_cgroups_quota_limits_the_processors(
+    tmp_path: Path, files: dict[str, str], most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_cpus(tmp_path) == (16 if most is None else most)
+
+
+@pytest.mark.parametrize(("cpus", "processes", "threads"), [(16, 8, 2), (2, 2, 1), (1, 4, 1), (7, 2, 3)])
+def test_processes_share_the_processors(cpus: int, processes: int, threads: int) -> None:
+    assert threads_per_process(cpus, processes) == threads

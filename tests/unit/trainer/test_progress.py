@@ -1,0 +1,144 @@
+"""What the operator and Prometheus read."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
+
+from yuan2_core.contract import Progress
+from yuan2_trainer.metrics import MetricsLog
+from yuan2_trainer.progress import Snapshot, StepReport, Tracker, progress_at, read_snapshot
+from yuan2_trainer.serve import ProgressServer
+from yuan2_trainer.workspace import Workspace
+
+
+def report(step: int, seconds: float = 2.0, loss: float = 1.5) -> StepReport:
+    return StepReport(
+        step=step,
+        epoch=step / 10,
+        loss=loss,
+        learning_rate=1e-5,
+        grad_norm=0.5,
+        tokens=100,
+        labelled_tokens=40,
+        seconds=seconds,
+    )
+
+
+def test_an_attempt_that_has_not_begun_is_starting(tmp_path: Path) -> None:
+    progress = progress_at(read_snapshot(Workspace(tmp_path)), "a", 2, started_at=10.0, now=14.0)
+    assert (progress.state, progress.step, progress.attempt) == ("starting", 0, 2)
+    assert progress.seconds_total == 4.0
+    assert progress.last_step_age_seconds is None
+    assert progress.eta_seconds is None
+
+
+def test_steps_are_folded_into_rates_and_remaining_time(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    tracker = Tracker(workspace)
+    tracker.update(state="training", total_steps=10, samples=50)
+    for step in (1, 2, 3, 4):
+        tracker.after_step(report(step, seconds=step), now=100.0 + step)
+    progress = progress_at(read_snapshot(workspace), "a", 1, started_at=90.0, now=105.0)
+    assert progress.step == 4
+    assert progress.tokens_per_second == pytest.approx(400 / 10)
+    assert progress.seconds_in_steps == 10
+    assert progress.last_step_age_seconds == 1.0
+    assert progress.eta_seconds == pytest.approx(6 * 2.5 - 1.0)
+    assert progress.samples == 50
+
+
+def test_the_age_of_the_last_step_grows_while_nothing_happens(tmp_path: Path) -> None:
+    snapshot = Snapshot(state="training", step=3, total_steps=4, step_seconds=2.0, last_step_at=100.0)
+    ages = [progress_at(snapshot, "a", 1, 0.0, now).last_step_age_seconds for now in (100.0, 160.0, 700.0)]
+    assert ages == [0.0, 60.0, 600.0]
+    assert progress_at(snapshot, "a", 1, 0.0, 700.0).eta_seconds == 0.0
+
+
+def test_a_loss_that_is_not_a_number_is_still_json(tmp_path: Path) -> None:
+    tracker = Tracker(Workspace(tmp_path))
+    tracker.after_step(report(1, loss=float("nan")), now=1.0)
+    progress = progress_at(read_snapshot(tracker.workspace), "a", 1, 0.0, 2.0)
+    assert Progress.model_validate_json(progress.to_json()).loss is None
+
+
+@pytest.fixture
+def server() -> Iterator[ProgressServer]:
+    progress = Progress(
+        name="alpaca",
+        attempt=3,
+        state="training",
+        step=7,
+        total_steps=9,
+        loss=0.25,
+        last_step_age_seconds=1.5,
+        seconds_in_steps=6.0,
+        seconds_total=8.0,
+    )
+    server = ProgressServer(0, lambda: progress)
+    server.start()
+    yield server
+    server.close()
+
+
+def get(server: ProgressServer, path: str) -> tuple[str, str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as answer:
+        return answer.headers["Content-Type"], answer.read().decode()
+
+
+def test_progress_is_served_as_json(server: ProgressServer) -> None:
+    kind, body = get(server, "/progress?x=1")
+    assert kind == "application/json"
+    assert json.loads(body)["totalSteps"] == 9
+    assert "gradNorm" not in json.loads(body)
+
+
+def test_metrics_are_served_for_prometheus(server: ProgressServer) -> None:
+    _, body = get(server, "/metrics")
+    labels = '{attempt="3",name="alpaca"}'
+    assert f"yuan2_train_step{labels} 7.0" in body
+    assert f"yuan2_train_loss{labels} 0.25" in body
+    assert f"yuan2_train_last_step_age_seconds{labels} 1.5" in body
+    assert f"yuan2_train_seconds_in_steps_total{labels} 6.0" in body
+    assert 'yuan2_train_state{attempt="3",name="alpaca",state="training"} 1.0' in body
+    assert "yuan2_train_grad_norm" not in body
+
+
+def test_other_paths_say_what_there_is(server: ProgressServer) -> None:
+    with pytest.raises(HTTPError) as caught:
+        get(server, "/")
+    assert caught.value.code == 404
+    assert b"/progress and /metrics" in caught.value.read()
+
+
+def steps_in(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for step in (1, 2, 3):
+        log.append(report(step))
+    log.close()
+    with path.open("a") as stream:
+        stream.write('{"step": 4, "lo')
+    log = MetricsLog(path, 2)
+    log.append(report(3, loss=float("inf")))
+    log.close()
+    assert steps_in(path) == [1, 2, 3]
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert last["loss"] is None
+    assert last["tokens_per_second"] == 50.0
+
+
+def test_a_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    MetricsLog(path, 0).close()
+    assert path.read_text() == ""
