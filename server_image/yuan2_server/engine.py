@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from yuan2_server.protocol import ErrorCode, FinishReason, RequestError
 from yuan2_server.scheduler import Limits, Scheduler, Slice
@@ -155,30 +155,27 @@ class Engine:
 
     def _loop(self) -> None:
         busy = False
-        while True:
-            command = self._next_command(wait=not busy)
-            while command is not _NOTHING:
-                if command is None:
-                    self._abandon()
-                    return
-                command()
-                command = self._next_command(wait=False)
+        while self._obey(wait=not busy):
             busy = self.step()
 
-    def _next_command(self, *, wait: bool) -> Any:
-        try:
-            return self._inbox.get(block=wait)
-        except queue.Empty:
-            return _NOTHING
+    def _obey(self, *, wait: bool) -> bool:
+        """Run the commands that are there, at least one if `wait`; False when one was to close."""
+        while True:
+            try:
+                command = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if command is None:
+                self._abandon()
+                return False
+            command()
+            wait = False
 
     def _abandon(self) -> None:
         error = RequestError(ErrorCode.ENGINE_OVERLOADED, "this worker is shutting down; try again")
         for sequence in self._scheduler.all():
             self._drop(sequence)
             sequence.sink.fail(error)
-
-
-_NOTHING = object()
 
 
 def _settle(future: Future[T], function: Callable[[], T]) -> None:

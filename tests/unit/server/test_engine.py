@@ -1,0 +1,210 @@
+"""The engine on a real tiny model: caching, fairness, cancelling, failures."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.serving import tiny_model, wait_for
+from yuan2_model import load_model
+from yuan2_server.engine import Engine
+from yuan2_server.protocol import ErrorCode, RequestError
+from yuan2_server.runner import ModelRunner, cached_token_budget
+from yuan2_server.sampler import Sampler
+from yuan2_server.scheduler import Limits
+from yuan2_server.sequence import SampledToken, SamplingParams, Sequence
+
+VOCABULARY = 420
+
+
+class Recorder:
+    """Remembers what a sequence's sink is told; may want to stop, or fail."""
+
+    def __init__(self, stop_after: int | None = None, log: list[object] | None = None) -> None:
+        self.tokens: list[int] = []
+        self.reason: str | None = None
+        self.error: RequestError | None = None
+        self.done = threading.Event()
+        self._stop_after = stop_after
+        self._log = log if log is not None else []
+
+    def accept(self, token: SampledToken) -> bool:
+        self.tokens.append(token.token_id)
+        self._log.append(self)
+        return len(self.tokens) == self._stop_after
+
+    def finish(self, reason: str) -> None:
+        self.reason = reason
+        self.done.set()
+
+    def fail(self, error: RequestError) -> None:
+        self.error = error
+        self.done.set()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory):
+    directory: Path = tmp_path_factory.mktemp("model")
+    tiny_model(directory, endless=True, context=4096)
+    return load_model(directory, dtype=torch.float32).eval()
+
+
+def engine_of(model, **limits) -> tuple[Engine, ModelRunner]:
+    runner = ModelRunner(model)
+    limits = {"max_sequences": 8, "max_cached_tokens": 100_000, **limits}
+    return Engine(runner, Sampler(VOCABULARY), Limits(**limits)), runner
+
+
+def sequence(prompt: list[int], sink: Recorder, count: int = 8, **params) -> Sequence:
+    return Sequence(tuple(prompt), SamplingParams(count, **{"temperature": 0, **params}), sink)
+
+
+def argmax_loop(model, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1, :VOCABULARY]
+            ids.append(int(logits.argmax()))
+    return ids[len(prompt) :]
+
+
+def drain(engine: Engine) -> None:
+    """Let a fresh engine, which has its commands in order, work until nothing is left."""
+    engine.start()
+    wait_for(lambda: engine.load == 0, "an idle engine", every=0.005)
+    engine.close()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+def test_interleaved_chunked_generation_equals_a_plain_argmax_loop(model, chunk: int):
+    engine, runner = engine_of(model, prefill_chunk=chunk)
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [300, 301], [17]]
+    sinks = [Recorder() for _ in prompts]
+    for prompt, sink in zip(prompts, sinks, strict=True):
+        engine.submit(sequence(prompt, sink))
+    drain(engine)
+    assert [sink.tokens for sink in sinks] == [argmax_loop(model, prompt, 8) for prompt in prompts]
+    assert {sink.reason for sink in sinks} == {"length"}
+    assert (engine.load, runner.cached_sequences) == (0, 0)
+
+
+def test_requests_take_turns(model):
+    engine, _ = engine_of(model)
+    log: list[object] = []
+    long, short = Recorder(log=log), Recorder(log=log)
+    engine.submit(sequence([5, 6], long, count=20))
+    engine.submit(sequence([7, 8], short, count=3))
+    drain(engine)
+    assert log.index(short) <= 1
+    assert len([entry for entry in log[: log.index(short) + 6] if entry is short]) == 3
+
+
+def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(model):
+    engine, _ = engine_of(model)
+    expected = argmax_loop(model, [5, 6], 8)
+    stop = expected[3]
+    sink = Recorder()
+    engine.submit(sequence([5, 6], sink, stop_token_ids=frozenset({stop})))
+    drain(engine)
+    assert sink.tokens == expected[: expected.index(stop)]
+    assert sink.reason == "stop"
+
+
+def test_a_sink_that_has_enough_ends_the_answer(model):
+    engine, _ = engine_of(model)
+    sink = Recorder(stop_after=2)
+    engine.submit(sequence([5, 6], sink))
+    drain(engine)
+    assert (len(sink.tokens), sink.reason) == (2, "stop")
+
+
+def test_a_cancelled_sequence_is_gone_within_a_step(model):
+    engine, runner = engine_of(model)
+    sink = Recorder()
+    one = sequence([5, 6], sink, count=4000)
+    engine.start()
+    engine.submit(one)
+    wait_for(lambda: sink.tokens, "a first token", every=0.001)
+    engine.cancel(one)
+    engine.call(lambda: None).result(10)
+    seen = len(sink.tokens)
+    assert (engine.load, runner.cached_sequences) == (0, 0)
+    engine.call(lambda: None).result(10)
+    assert len(sink.tokens) == seen
+    assert not sink.done.is_set()
+    engine.close()
+
+
+def test_one_more_than_the_queue_takes_is_refused_at_once(model):
+    engine, _ = engine_of(model, max_sequences=1)
+    engine.submit(sequence([5], Recorder()))
+    with pytest.raises(RequestError) as raised:
+        engine.submit(sequence([5], Recorder()))
+    assert raised.value.code == ErrorCode.RATE_LIMIT
+    drain(engine)
+
+
+def test_a_failing_request_does_not_end_the_others(model):
+    class Broken(Recorder):
+        def accept(self, token: SampledToken) -> bool:
+            raise ZeroDivisionError
+
+    engine, runner = engine_of(model)
+    broken, fine = Broken(), Recorder()
+    engine.submit(sequence([5, 6], broken))
+    engine.submit(sequence([5, 6], fine))
+    drain(engine)
+    assert broken.error is not None
+    assert broken.error.code == ErrorCode.INTERNAL_ERROR
+    assert "ZeroDivisionError" in broken.error.message
+    assert fine.tokens == argmax_loop(model, [5, 6], 8)
+    assert (engine.load, runner.cached_sequences) == (0, 0)
+
+
+def test_running_out_of_memory_is_told_as_that(model, monkeypatch: pytest.MonkeyPatch):
+    runner = ModelRunner(model)
+    engine = Engine(runner, Sampler(VOCABULARY), Limits(8, 1000))
+    real = model.model.forward
+
+    def forward(*, input_ids, **others):
+        if input_ids.shape[1] > 100:
+            raise torch.cuda.OutOfMemoryError
+        return real(input_ids=input_ids, **others)
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    large, small = Recorder(), Recorder()
+    engine.submit(sequence([5] * 200, large))
+    engine.submit(sequence([5], small))
+    drain(engine)
+    assert large.error is not None
+    assert large.error.code == ErrorCode.CUDA_OUT_OF_MEMORY
+    assert small.reason == "length"
+
+
+def test_closing_fails_what_is_unfinished_and_calls_return_or_raise(model):
+    engine, _ = engine_of(model)
+    engine.start()
+    assert engine.call(lambda: 5).result(10) == 5
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 / 0).result(10)
+    sink = Recorder()
+    engine.submit(sequence([5], sink, count=4000))
+    engine.close()
+    assert sink.error is not None
+    assert not engine.alive
+
+
+def test_embeddings_are_the_mean_of_the_last_hidden_states(model):
+    ids = [5, 6, 7]
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+    expected = torch.nn.functional.normalize(hidden.mean(0), dim=0)
+    assert torch.allclose(torch.tensor(ModelRunner(model).embed(ids)), expected, atol=1e-6)
+
+
+def test_the_budget_of_the_caches_follows_the_free_memory(model):
+    # 2 layers, hidden size 32, fp32: 512 bytes a token.
+    assert cached_token_budget(model, "cpu") > 1_000_000
