@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from yuan2_model.attention import attend
@@ -60,6 +61,32 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     return out
 
 
+class _Normalise(torch.autograd.Function):
+    """x / rms(x) * weight with a gradient of its own: half the passes over memory, and only x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return (x.float() * inverse).to(x.dtype) * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed, grad = x.float() * inverse, grad.float()
+        product = grad * normed
+        # d/dx of w x / rms(x): the part along x vanishes, for a scaled x has the same norm.
+        along = (product @ weight.float().unsqueeze(-1)).div_(x.shape[-1])
+        x_grad = (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse)
+        return x_grad.to(x.dtype), product.flatten(0, -2).sum(dim=0).to(weight.dtype), None
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, computed in fp32 and cast back to the input's type before the weight."""
 
@@ -70,9 +97,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTH: Tensor) -> Tensor:
         """Normalise the last dimension; shape and type stay."""
-        x32_BTH = x_BTH.float()
-        inverse_BT1 = torch.rsqrt(x32_BTH.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (x32_BTH * inverse_BT1).to(x_BTH.dtype)
+        if torch.is_grad_enabled():
+            normed: Tensor = _Normalise.apply(x_BTH, self.weight, self.eps)
+            return normed
+        return (x_BTH.float() * _inverse_rms(x_BTH, self.eps)).to(x_BTH.dtype) * self.weight
 
 
 class PairConvolution(nn.Module):

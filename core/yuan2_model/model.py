@@ -61,6 +61,7 @@ class Yuan2Model(Yuan2PreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.eod_token)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head_dim = config.dimensions().head_dim
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -127,7 +128,7 @@ class Yuan2Model(Yuan2PreTrainedModel):
     def _through_layers(
         self, x_BTH: Tensor, layout: Layout, cache: Yuan2Cache | None
     ) -> tuple[Tensor, list[Tensor]]:
-        turn = rotation(layout.positions_BT, self.config.dimensions().head_dim, x_BTH.dtype)
+        turn = rotation(layout.positions_BT, self.head_dim, x_BTH.dtype)
         inputs = []
         for layer in self.layers:
             inputs.append(x_BTH)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from yuan2_model import Yuan2ForCausalLM, random_model
+from yuan2_model.layers import RMSNorm
 
 from .conftest import make_config
 
@@ -107,6 +108,22 @@ def test_odd_number_of_heads_splits_the_middle_head_between_q_and_k_projection()
         torch.testing.assert_close(
             model(input_ids=ids[:, 5:], past_key_values=cache).logits, whole[:, 5:], atol=1e-5, rtol=1e-5
         )
+
+
+def test_norm_gradients_are_those_of_the_formula() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16).requires_grad_()
+    grad = torch.randn(2, 3, 16)
+    norm = RMSNorm(16, 0.1)
+    torch.nn.init.normal_(norm.weight)
+    wanted = norm.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
+    torch.testing.assert_close(norm(x), wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(norm(x), (x, norm.weight), grad),
+        torch.autograd.grad(wanted, (x, norm.weight), grad),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 class TestPeft:
