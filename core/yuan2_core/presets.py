@@ -63,8 +63,13 @@ _COMPARED: Final = (
 )
 
 
-def zero_stage(size: str) -> Literal[2, 3]:
-    """ZeRO stage for `model.size` when the user names none: 2 for 2B and custom, 3 for 51B and 102B."""
+def zero_stage(size: str, method: str = "full") -> Literal[0, 2, 3]:
+    """ZeRO stage when the user names none: 2 for 2B and custom, 3 for 51B and 102B, and none for QLoRA.
+
+    The published QLoRA runs use no ZeRO: its 4-bit weights cannot be divided, and its adapters need not be.
+    """
+    if method == "qlora":
+        return 0
     preset = PRESETS.get(size)
     return preset.zero_stage if preset else DEFAULT_ZERO_STAGE
 
