@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"look: {error.look}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("demo: interrupted; nothing is left half done, `make demo` begins again", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -82,7 +83,7 @@ def clean_up(session: steps.Session) -> None:
     """After Ctrl-C: remove the example, keep the cluster for the next time."""
     session.terminal.line("interrupted: removing the example; the cluster stays (make demo-down removes it)")
     with contextlib.suppress(DemoError):
-        session.kubectl("delete", "namespace", install.NAMESPACE, "--wait=false", "--ignore-not-found")
+        steps.remove_namespace(session.kubectl, session.reader)
 
 
 def summary(terminal: Terminal, target: Target, kubectl: Kubectl, run: Training, url: str) -> None:

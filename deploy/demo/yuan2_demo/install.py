@@ -19,6 +19,7 @@ NAME = "identity"
 """The Yuan2FineTune and the Yuan2Service of the example."""
 IMAGES = ("train", "serve", "operator")
 EXAMPLE = REPOSITORY / "examples" / "identity"
+CONVERSATIONS = EXAMPLE / "conversations.json"
 
 _BUILD = REPOSITORY / "build" / "demo"
 _KUSTOMIZATION = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}

@@ -85,27 +85,36 @@ def install_operator(session: Session, images: Mapping[str, str], *, keep_foreig
 
 def fresh_namespace(session: Session) -> None:
     """Remove what an earlier demo left, then create the namespace. Raises DemoError when it is not ours."""
-    path = f"/api/v1/namespaces/{install.NAMESPACE}"
-    there = session.reader.get(path)
+    there = session.reader.get(_CORE)
     if there and not install.installed_by_demo(there):
         raise DemoError(
             f"namespace {install.NAMESPACE} exists and is not the demo's: rename or delete it",
             look=f"kubectl get namespace {install.NAMESPACE} --show-labels",
         )
-    if there:
-        session.kubectl("delete", "namespace", install.NAMESPACE, "--wait=false", "--ignore-not-found")
+    if remove_namespace(session.kubectl, session.reader):
 
         def missing() -> str | None:
-            return "removing the earlier demo" if session.reader.get(path) else None
+            return "removing the earlier demo" if session.reader.get(_CORE) else None
 
         look = f"kubectl get namespace {install.NAMESPACE} -o yaml"
         session.wait("the earlier demo is still being removed", NAMESPACE_SECONDS, look, missing)
     session.kubectl("apply", "-f", str(install.write_manifest("namespace", install.namespace())))
 
 
+def remove_namespace(kubectl: Kubectl, reader: Reader) -> bool:
+    """Begin to delete the demo's namespace; False when there is none that carries the demo's label."""
+    if not install.installed_by_demo(reader.get(_CORE)):
+        return False
+    kubectl("delete", "namespace", install.NAMESPACE, "--wait=false", "--ignore-not-found")
+    return True
+
+
 def make_base(session: Session, images: Mapping[str, str]) -> None:
     """Claims, data and the random base model."""
-    session.terminal.step("examples/identity: two claims, 158 conversations, a small random Yuan 2.0")
+    conversations = len(load_records(install.CONVERSATIONS))
+    session.terminal.step(
+        f"examples/identity: claims, {conversations} conversations, a small random Yuan 2.0"
+    )
     fresh_namespace(session)
     overlay = install.write_overlay("example", install.example_overlay(images))
     session.kubectl("apply", "-k", str(overlay))
@@ -225,7 +234,7 @@ def reach(session: Session) -> Iterator[str]:
 
 def interview(session: Session, base_url: str) -> Score:
     """Ask every trained question and print some of the answers."""
-    records = load_records(install.EXAMPLE / "conversations.json")
+    records = load_records(install.CONVERSATIONS)
     total = len(questions(records))
     session.terminal.step(f"asking {total} questions through the openai client at {base_url}")
     counts = {"asked": 0, "right": 0}
@@ -260,15 +269,15 @@ def uninstall(kubectl: Kubectl, reader: Reader) -> str:
     An operator that other namespaces use stays, since its CRDs would take their resources with them.
     """
     said = []
-    if install.installed_by_demo(reader.get(f"/api/v1/namespaces/{install.NAMESPACE}")):
-        kubectl("delete", "namespace", install.NAMESPACE)
-        said.append("the example is removed")
+    if remove_namespace(kubectl, reader):
+        said.append("the example is being removed")
     if not install.installed_by_demo(reader.get(_OPERATOR)):
         return "; ".join([*said, "the demo installed no operator here"])
     others = [
         f"{item['metadata']['namespace']}/{item['metadata']['name']}"
         for plural in ("yuan2finetunes", "yuan2services")
         for item in (reader.get(f"/apis/yuan2.dev/v1alpha1/{plural}") or {}).get("items", [])
+        if item["metadata"]["namespace"] != install.NAMESPACE
     ]
     if others:
         return "; ".join([*said, f"the operator stays, it is used by {', '.join(others)}"])
