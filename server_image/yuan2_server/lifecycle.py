@@ -34,6 +34,7 @@ class HttpServer:
     """Serves an ASGI application on every address of this host."""
 
     def __init__(self, app: ASGIApp, port: int, host: str = "0.0.0.0") -> None:
+        self.port = port
         config = uvicorn.Config(
             app,
             host=host,
