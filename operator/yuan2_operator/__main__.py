@@ -51,8 +51,10 @@ async def run(settings: Settings) -> None:
     kopf_config = kopf_settings()
     machine = Machine(settings, lambda: _credentials(kopf_config))
     server = await health.serve(settings.port, healthy=lambda: machine.healthy, ready=lambda: machine.ready)
-    # kopf ends every task that is younger than itself, so the machine's own ones come first.
+    # kopf waits for tasks that are younger than itself and then ends them, so the machine's own ones come
+    # first.
     work = asyncio.create_task(machine.run(), name="machine")
+    await asyncio.sleep(0)
     watch = asyncio.create_task(
         kopf.operator(
             registry=build_registry(machine),

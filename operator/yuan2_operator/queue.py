@@ -78,18 +78,10 @@ class WorkQueue:
         """Seconds that the oldest pass under way has taken; 0 when none is."""
         return asyncio.get_running_loop().time() - min(self._active.values()) if self._active else 0.0
 
-    async def run(self) -> None:
-        """Work until cancelled; passes under way are cancelled with it."""
-        workers = [
-            asyncio.create_task(self._work(), name=f"worker {number}") for number in range(self._workers)
-        ]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            for timer in self._timers.values():
-                timer.cancel()
+    def start(self) -> list[asyncio.Task[None]]:
+        """Begin to work; the tasks run until they are cancelled, and passes under way are cancelled with
+        them."""
+        return [asyncio.create_task(self._work(), name=f"worker {number}") for number in range(self._workers)]
 
     def _release(self, key: Key) -> None:
         self._timers.pop(key, None)

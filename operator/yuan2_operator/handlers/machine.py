@@ -99,7 +99,7 @@ class Machine:
 
     async def run(self) -> None:
         """Work on the queue and come back to everything from time to time, until cancelled."""
-        tasks = [asyncio.create_task(self.queue.run()), asyncio.create_task(self._resync())]
+        tasks = [*self.queue.start(), asyncio.create_task(self._resync(), name="resync")]
         try:
             await asyncio.gather(*tasks)
         finally:

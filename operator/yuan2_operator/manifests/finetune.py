@@ -194,9 +194,13 @@ def environment(plan: FineTunePlan) -> list[Manifest]:
     given = [passthrough(variable) for variable in plan.spec.workers.env]
     if plan.threads is not None and all(variable["name"] != "OMP_NUM_THREADS" for variable in given):
         values["OMP_NUM_THREADS"] = str(plan.threads)
-    rank = {"fieldRef": {"apiVersion": "v1", "fieldPath": INDEX_FIELD}}
-    ranks = [{"name": name, "valueFrom": rank} for name in ("RANK", "PET_NODE_RANK")]
-    return [*({"name": name, "value": value} for name, value in values.items()), *ranks, *given]
+    plain = [{"name": name, "value": value} for name, value in values.items()]
+    return [*plain, *map(_rank_variable, ("RANK", "PET_NODE_RANK")), *given]
+
+
+def _rank_variable(name: str) -> Manifest:
+    """The completion index of the pod: the node's rank."""
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": INDEX_FIELD}}}
 
 
 def _node_loss(given: list[Manifest]) -> list[Manifest]:

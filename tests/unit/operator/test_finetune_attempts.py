@@ -1,0 +1,248 @@
+"""Single steps of the life of a FineTune: what ends an attempt, what it counts, what follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tests.support.attempts import GRACE, START, Cluster, Loop, spec_of
+from yuan2_operator.api.finetune import Attempt, FineTuneStatus
+from yuan2_operator.constants import Reason
+from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, restart_at, unwanted
+from yuan2_operator.status.judgement import AttemptView, JobFacts, judge, read_job
+from yuan2_operator.status.pods import LOST_AFTER, PodFacts, Problem
+
+
+def running(**policy) -> tuple[Cluster, Loop]:
+    """A run whose first attempt trains."""
+    cluster = Cluster()
+    loop = Loop(cluster, spec_of(runPolicy=policy))
+    loop.reconcile()
+    cluster.sync()
+    cluster.start(1)
+    cluster.now += timedelta(seconds=100)
+    loop.reconcile()
+    assert loop.status.phase == "Running"
+    return cluster, loop
+
+
+def settle(cluster: Cluster, loop: Loop) -> FineTuneStatus:
+    """Controllers and kubelets do their work, the operator looks twice."""
+    for _ in range(3):
+        cluster.sync()
+        cluster.reap()
+        loop.reconcile()
+    return loop.status
+
+
+def last(status: FineTuneStatus) -> Attempt:
+    return next(attempt for attempt in reversed(status.attempts) if attempt.outcome is not None)
+
+
+def test_the_first_attempt_waits_for_acceptance():
+    policy = spec_of().run_policy
+    ledger = advance(Ledger(), World(), policy, accepted=False, now=START)
+    assert ledger == Ledger()
+    assert advance(ledger, World(), policy, accepted=True, now=START).number == 1
+
+
+def test_success_of_every_pod_completes_the_run():
+    cluster, loop = running()
+    for key in list(cluster.pods):
+        cluster.end(key, 0)
+    status = settle(cluster, loop)
+    assert (status.phase, last(status).outcome) == ("Complete", "Succeeded")
+    assert status.model is not None
+    assert status.model.fingerprint == "uid-1"
+
+
+def test_exit_code_78_ends_the_run_while_other_pods_still_run():
+    cluster, loop = running()
+    cluster.end((1, 1), 78)
+    cluster.sync()
+    status = loop.reconcile()
+    assert (status.phase, status.restarts, last(status).outcome) == ("Failed", 0, "Invalid")
+    assert set(cluster.jobs) == {1}
+
+
+def test_a_crash_is_counted_once_and_the_next_attempt_waits_for_its_pods():
+    cluster, loop = running()
+    cluster.end((1, 0), 1)
+    cluster.sync()
+    assert loop.reconcile().attempt == 1
+    cluster.reap()
+    assert loop.reconcile().attempt == 2
+    assert (loop.status.restarts, last(loop.status).counted) == (1, True)
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_the_limit_of_restarts_fails_the_run_and_names_the_cause(limit):
+    cluster, loop = running(maxRestarts=limit)
+    for attempt in range(1, limit + 2):
+        cluster.sync()
+        cluster.start(attempt)
+        cluster.now += timedelta(seconds=100)
+        cluster.end((attempt, 0), 1)
+        settle(cluster, loop)
+    status = loop.status
+    failed = next(c for c in status.conditions if c.type == "Failed")
+    assert (failed.status, failed.reason, status.restarts) == ("True", Reason.TOO_MANY_RESTARTS, limit)
+    assert f"pod x-{limit + 1}-0 ended with 1" in failed.message
+    assert "delete this Yuan2FineTune and create it again" in failed.message
+
+
+def test_a_crash_beside_a_dead_node_is_that_nodes_fault():
+    cluster, loop = running()
+    cluster.dead.add((1, 1))
+    cluster.end((1, 0), 1)  # it lost its peer
+    cluster.sync()
+    loop.reconcile()
+    assert loop.status.attempt == 1, "pod 1 may still run"
+    cluster.now += GRACE + LOST_AFTER + timedelta(seconds=1)
+    status = loop.reconcile()
+    assert (status.attempt, status.restarts, last(status).outcome) == (2, 0, "Disrupted")
+    assert "pod x-1-1" in last(status).message
+
+
+def test_a_crash_before_a_pod_was_deleted_is_a_crash():
+    cluster, loop = running()
+    cluster.end((1, 0), 1)
+    cluster.now += timedelta(seconds=5)
+    cluster.ask((1, 1))
+    loop.reconcile()
+    status = settle(cluster, loop)
+    assert (status.restarts, last(status).outcome) == (1, "Failed")
+
+
+def test_a_job_deleted_by_somebody_is_a_disruption():
+    cluster, loop = running()
+    cluster.delete_job(1)
+    status = settle(cluster, loop)
+    assert (status.attempt, status.restarts, last(status).outcome) == (2, 0, "Disrupted")
+
+
+def test_a_stall_deletes_the_job_counts_and_restarts():
+    cluster, loop = running(stallTimeoutSeconds=60)
+    loop.idle_seconds = 61.0
+    loop.reconcile()
+    assert cluster.jobs[1].deleting
+    loop.idle_seconds = None
+    status = settle(cluster, loop)
+    assert (status.attempt, status.restarts, last(status).outcome) == (2, 1, "Stalled")
+
+
+def test_suspension_is_not_counted_and_resets_the_deadline():
+    cluster, loop = running(activeDeadlineSeconds=1000)
+    begun = loop.status.start_time
+    loop.spec = spec_of(runPolicy={"suspend": True, "activeDeadlineSeconds": 1000})
+    settle(cluster, loop)
+    assert (loop.status.phase, last(loop.status).outcome) == ("Suspended", "Suspended")
+    cluster.now += timedelta(seconds=5000)
+    assert loop.reconcile().phase == "Suspended"
+    loop.spec = spec_of(runPolicy={"activeDeadlineSeconds": 1000})
+    status = loop.reconcile()
+    assert (status.attempt, status.restarts, status.phase) == (2, 0, "Pending")
+    assert status.start_time > begun
+
+
+def test_the_deadline_runs_over_all_attempts():
+    cluster, loop = running(activeDeadlineSeconds=250)
+    cluster.end((1, 0), 1)
+    settle(cluster, loop)
+    cluster.now += timedelta(seconds=200)
+    status = loop.reconcile()
+    failed = next(c for c in status.conditions if c.type == "Failed")
+    assert (failed.status, failed.reason, status.attempt) == ("True", Reason.DEADLINE_EXCEEDED, 2)
+    assert cluster.jobs[2].deleting
+
+
+def test_short_attempts_make_the_next_one_wait_longer_and_longer():
+    attempts = []
+    for number in range(1, 5):
+        attempts.append(
+            Attempt(
+                number=number, outcome="Disrupted", start_time=START, end_time=START + timedelta(seconds=1)
+            )
+        )
+        waits = restart_at(Ledger(attempts=tuple(attempts), number=number))
+        assert waits == START + timedelta(seconds=1 + 2**number)
+    long = attempts[-1].model_copy(update={"number": 5, "end_time": START + timedelta(hours=1)})
+    assert restart_at(Ledger(attempts=(*attempts, long), number=5)) is None
+
+
+def test_old_jobs_go_and_the_last_two_stay_for_their_logs():
+    done = {
+        number: AttemptView(number, JobFacts(f"x-{number}", number, failing=True)) for number in range(1, 5)
+    }
+    ledger = Ledger(attempts=(Attempt(number=4),), number=4)
+    assert unwanted(ledger, World(done)) == [1, 2]
+
+
+def test_a_wiped_status_is_made_anew_from_the_jobs():
+    views = {
+        3: AttemptView(3, JobFacts("x-3", 3, created=START, failing=True, restarts=1)),
+        4: AttemptView(4, JobFacts("x-4", 4, created=START, restarts=2)),
+    }
+    ledger = advance(
+        read_ledger(FineTuneStatus()), World(views), spec_of().run_policy, accepted=True, now=START
+    )
+    assert (ledger.number, ledger.restarts) == (4, 2)
+    assert ledger.open is not None
+
+
+def test_pods_of_an_earlier_run_of_the_same_name_are_waited_for():
+    world = World(foreign=True)
+    ledger = advance(Ledger(), world, spec_of().run_policy, accepted=True, now=START)
+    assert ledger.number == 0
+
+
+def pod(index: int, code: int, seconds: int = 0, **more) -> PodFacts:
+    facts = PodFacts(
+        f"x-1-{index}", index, 1, "Failed", exit_code=code, finished=START + timedelta(seconds=seconds)
+    )
+    return replace(facts, problem=Problem(Reason.CRASHED, f"pod x-1-{index} ended with {code}"), **more)
+
+
+def verdict(pods: list[PodFacts], failure: str = "Job has reached the specified backoff limit"):
+    view = AttemptView(1, JobFacts("x-1", 1, failing=True, failure=failure), tuple(pods))
+    return judge(view, Attempt(number=1), START + timedelta(seconds=60))
+
+
+def test_the_first_pod_that_crashed_is_the_cause():
+    found = verdict([pod(0, 1, seconds=9), pod(1, 137, seconds=3)])
+    assert (found.outcome, found.counted) == ("Failed", True)
+    assert "x-1-1" in found.message
+
+
+def test_a_preempted_pod_outweighs_the_crash_of_its_peer():
+    found = verdict([pod(0, 1), pod(1, 75, seconds=3, disruption="PreemptionByScheduler")])
+    assert (found.outcome, found.counted) == ("Disrupted", False)
+
+
+def test_the_jobs_own_words_are_enough_when_the_pod_is_gone():
+    said = "Pod demo/x-1-1 has condition DisruptionTarget matching FailJob rule at index 1"
+    found = verdict([pod(0, 1)], said)
+    assert found.outcome == "Disrupted"
+    assert "pod x-1-1 was preempted" in found.message
+
+
+def test_a_pod_that_obeyed_sigterm_is_no_failure():
+    said = "Container pytorch for pod demo/x-1-0 failed with exit code 75 matching FailJob rule at index 2"
+    assert verdict([pod(0, 75), pod(1, 1)], said).outcome == "Disrupted"
+
+
+def test_a_job_is_read_as_failing_before_its_pods_have_ended():
+    job = {
+        "metadata": {
+            "name": "x-7",
+            "labels": {"yuan2.dev/attempt": "7"},
+            "annotations": {"yuan2.dev/restarts": "2"},
+        },
+        "status": {"conditions": [{"type": "FailureTarget", "status": "True", "message": "why"}]},
+    }
+    facts = read_job(job)
+    assert (facts.attempt, facts.restarts, facts.failing, facts.failure) == (7, 2, True, "why")
+    assert facts.finishing
+    assert not facts.complete

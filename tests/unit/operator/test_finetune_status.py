@@ -1,0 +1,248 @@
+"""What a user reads in the status of a FineTune, when it is written, and what is told as an event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tests.support.attempts import START, accepted, spec_of
+from tests.support.finetunes import progress_of
+from yuan2_operator.api.finetune import Attempt, FineTuneStatus
+from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
+from yuan2_operator.plan.owner import Owner
+from yuan2_operator.status.attempts import Ending, Ledger, World
+from yuan2_operator.status.conditions import Verdict, find_condition
+from yuan2_operator.status.events import attempt_events, condition_events, event_manifest
+from yuan2_operator.status.finetune import Finding, compose
+from yuan2_operator.status.judgement import AttemptView, JobFacts
+from yuan2_operator.status.patch import merge_patch
+from yuan2_operator.status.pods import PodFacts, Problem
+from yuan2_operator.status.progress import (
+    Written,
+    duration_text,
+    idle_seconds,
+    progress_fields,
+    worth_writing,
+)
+from yuan2_operator.status.schedule import Outlook, Rhythm, next_look
+
+SPEC = spec_of()
+RHYTHM = Rhythm(poll=5.0, missing=10.0)
+OPEN = Ledger(attempts=(Attempt(number=1, start_time=START),), number=1, started=START)
+
+
+def pods(*phases: str, problem: Problem | None = None) -> tuple[PodFacts, ...]:
+    return tuple(
+        PodFacts(f"alpaca-1-{index}", index, 1, phase, running=phase == "Running", problem=problem)
+        for index, phase in enumerate(phases)
+    )
+
+
+def world(*phases: str, problem: Problem | None = None, **job) -> World:
+    view = AttemptView(1, JobFacts("alpaca-1", 1, created=START, **job), pods(*phases, problem=problem))
+    return World({1: view})
+
+
+def status_of(ledger: Ledger = OPEN, seen: World | None = None, prior: FineTuneStatus | None = None, **more):
+    finding = Finding("uid", 3, ledger, seen or world("Running", "Running"), accepted())
+    return compose(SPEC, prior or FineTuneStatus(), replace(finding, **more), START + timedelta(seconds=60))
+
+
+def condition(status: FineTuneStatus, kind: str):
+    found = find_condition(status.conditions, kind)
+    assert found is not None
+    return found
+
+
+def test_every_condition_is_there_from_the_beginning():
+    status = status_of(Ledger(), World())
+    assert {entry.type for entry in status.conditions} == {
+        "Accepted",
+        "Running",
+        "Suspended",
+        "Complete",
+        "Failed",
+    }
+    assert {entry.observed_generation for entry in status.conditions} == {3}
+    assert (status.phase, status.method) == ("Pending", "full")
+
+
+def test_running_means_that_every_pod_runs():
+    assert condition(status_of(), "Running").status == "True"
+    half = condition(status_of(seen=world("Running", "Pending")), "Running")
+    assert (half.status, half.reason) == ("False", Reason.STARTING)
+    assert "1 of 2 pods run" in half.message
+
+
+def test_a_pod_that_has_succeeded_already_does_not_end_the_training():
+    assert status_of(seen=world("Running", "Succeeded")).phase == "Running"
+
+
+def test_the_trouble_of_a_pod_is_the_reason():
+    problem = Problem(Reason.IMAGE_PULL_FAILED, "pod alpaca-1-0 cannot pull image x: not found")
+    found = condition(status_of(seen=world("Pending", "Pending", problem=problem)), "Running")
+    assert found.reason == Reason.IMAGE_PULL_FAILED
+    assert found.message == "pod alpaca-1-0 cannot pull image x: not found (0 of 2 pods run)"
+
+
+def test_a_job_that_gets_no_pods_says_where_to_look():
+    begun = replace(OPEN, attempts=(Attempt(number=1, start_time=START - timedelta(minutes=1)),))
+    found = condition(status_of(begun, world()), "Running")
+    assert "kubectl describe job alpaca-1" in found.message
+
+
+def test_progress_is_what_rank_0_says():
+    status = status_of(progress=progress_of("alpaca", step=40, total=200, last_checkpoint_step=30))
+    assert (status.progress, status.step, status.total_steps, status.eta) == ("40/200", 40, 200, "2m")
+    assert (status.loss, status.tokens_per_second, status.last_checkpoint_step) == (1.6, 1234.6, 30)
+
+
+def test_a_trainer_that_has_just_started_does_not_wipe_the_progress():
+    prior = status_of(progress=progress_of("alpaca", step=40))
+    after = status_of(prior=prior, progress=progress_of("alpaca", step=0, total=0))
+    assert (after.step, after.progress) == (40, "40/100")
+
+
+def test_the_first_step_is_reckoned_back():
+    now = START + timedelta(seconds=100)
+    progress = progress_of("alpaca", step=10, seconds_in_steps=20.0, last_step_age_seconds=1.0)
+    fields = progress_fields(progress, FineTuneStatus(), now)
+    assert fields["first_step_time"] == now - timedelta(seconds=19)
+
+
+def test_a_complete_run_names_its_model():
+    ledger = replace(OPEN, ending=Ending(True, Reason.SUCCEEDED, "trained"))
+    status = status_of(ledger)
+    assert status.phase == "Complete"
+    assert status.model is not None
+    assert (status.model.claim_name, status.model.path) == ("models", "tuned/model")
+    assert condition(status, "Complete").message == "the model is in claim models, directory tuned/model"
+    assert condition(status, "Running").status == "False"
+
+
+def test_the_root_of_a_claim_as_output():
+    spec = spec_of(output={"persistentVolumeClaim": {"path": "."}})
+    ledger = replace(OPEN, ending=Ending(True, Reason.SUCCEEDED, "trained"))
+    finding = Finding("uid", 1, ledger, World(), accepted())
+    status = compose(spec, FineTuneStatus(), finding, START)
+    assert status.model is not None
+    assert status.model.path == "model"
+
+
+def test_an_end_is_not_explained_twice():
+    ledger = replace(OPEN, ending=Ending(False, "InvalidData", "record 3 is empty"))
+    once = status_of(ledger)
+    assert status_of(ledger, prior=once) == once
+
+
+def test_what_is_not_accepted_says_why_nothing_runs():
+    refusal = Verdict(CONDITION_ACCEPTED, "False", Reason.CLAIM_NOT_FOUND, "claim x does not exist")
+    found = condition(status_of(Ledger(), World(), acceptance=refusal), "Running")
+    assert found.message == "no pods yet: claim x does not exist"
+
+
+def test_composing_twice_changes_nothing():
+    once = status_of(progress=progress_of("alpaca", step=40))
+    assert status_of(prior=once, progress=progress_of("alpaca", step=40)) == once
+    assert FineTuneStatus.model_validate(once.to_api()) == once
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (119, "119s"), (120, "2m"), (3500, "58m"), (7200, "2h"), (7500, "2h5m"), (266400, "3d2h")],
+)
+def test_durations_read_like_kubectls(seconds, text):
+    assert duration_text(seconds) == text
+
+
+def running_at(step: int) -> FineTuneStatus:
+    begun = FineTuneStatus(first_step_time=START)
+    return status_of(progress=progress_of("alpaca", step=step), prior=begun)
+
+
+def test_progress_alone_is_written_by_share_or_by_time():
+    prior, now = running_at(10), START + timedelta(seconds=70)
+    written = Written(10, now)
+    assert not worth_writing(prior, running_at(15), written, now + timedelta(seconds=5))
+    assert worth_writing(prior, running_at(30), written, now + timedelta(seconds=5))
+    assert worth_writing(prior, running_at(15), written, now + timedelta(seconds=60))
+    assert worth_writing(prior, running_at(15), None, now)
+
+
+def test_anything_else_is_written_at_once():
+    prior = running_at(10)
+    after = prior.model_copy(update={"restarts": 1})
+    assert worth_writing(prior, after, Written(10, START), START)
+    assert not worth_writing(prior, prior, None, START)
+
+
+def test_sentences_about_pods_that_start_wait_for_their_turn():
+    early = status_of(seen=world("Pending", "Pending"))
+    later = status_of(seen=world("Running", "Pending"), prior=early)
+    assert early != later
+    assert not worth_writing(early, later, Written(0, START), START)
+
+
+def test_idle_time_counts_from_the_start_until_there_is_a_step():
+    assert idle_seconds(progress_of("alpaca", step=3, last_step_age_seconds=7.0)) == 7.0
+    assert idle_seconds(progress_of("alpaca", last_step_age_seconds=None, seconds_total=90.0)) == 90.0
+
+
+def look(ledger: Ledger, seen: World, status: FineTuneStatus | None = None, **changes) -> float | None:
+    outlook = Outlook(ledger, seen, accepted=True, trouble=False, polled=False)
+    policy = changes.pop("policy", SPEC.run_policy)
+    return next_look(policy, status or FineTuneStatus(), replace(outlook, **changes), RHYTHM, START)
+
+
+def test_looks_come_as_often_as_they_are_needed():
+    assert look(OPEN, world("Running", "Running"), polled=True) == RHYTHM.poll
+    assert look(OPEN, world("Pending", "Pending")) == 60.0
+    assert look(Ledger(), World(), accepted=False) == RHYTHM.missing
+
+
+def test_a_finished_run_is_looked_at_again_only_to_be_tidied_up():
+    ended = replace(OPEN, ending=Ending(True, Reason.SUCCEEDED, "trained"))
+    assert look(ended, World()) is None
+    policy = SPEC.run_policy.model_copy(update={"ttl_seconds_after_finished": 90})
+    assert look(ended, World(), FineTuneStatus(completion_time=START), policy=policy) == 90.0
+
+
+def test_a_deadline_is_met():
+    policy = SPEC.run_policy.model_copy(update={"active_deadline_seconds": 3})
+    assert look(OPEN, world("Running", "Running"), polled=True, policy=policy) == 3.0
+
+
+def test_events_tell_what_matters_and_not_the_ordinary():
+    before, after = status_of(seen=world("Pending", "Pending")), status_of()
+    assert [event.reason for event in condition_events(before.conditions, after.conditions)] == [
+        Reason.TRAINING
+    ]
+    assert condition_events([], before.conditions) == []
+    trouble = status_of(seen=world("Pending", problem=Problem(Reason.UNSCHEDULABLE, "no node")))
+    told = condition_events(before.conditions, trouble.conditions)
+    assert [(event.type, event.reason) for event in told] == [("Warning", Reason.UNSCHEDULABLE)]
+
+
+def test_an_attempt_that_failed_is_told_once():
+    attempt = Attempt(number=1, outcome="Failed", reason="Crashed", message="pod x ended", counted=True)
+    told = attempt_events([], [attempt])
+    assert [(event.type, event.reason) for event in told] == [("Warning", "AttemptFailed")]
+    assert attempt_events([attempt], [attempt]) == []
+
+
+def test_the_same_event_has_the_same_name():
+    owner = Owner(KIND_FINETUNE, "alpaca", "demo", "uid", 1)
+    event = condition_events([], status_of().conditions)[0]
+    first, again = (event_manifest(owner, event, START, "op") for _ in range(2))
+    assert first["metadata"]["name"] == again["metadata"]["name"]
+    assert len(first["note"]) <= 1024
+    assert first["regarding"]["uid"] == "uid"
+
+
+def test_merge_patches_remove_and_change_and_nothing_else():
+    before = {"a": 1, "b": {"c": 1, "d": 2}, "e": [1]}
+    after = {"a": 1, "b": {"c": 3}, "e": [1, 2]}
+    assert merge_patch(before, after) == {"b": {"d": None, "c": 3}, "e": [1, 2]}
+    assert merge_patch(after, after) == {}
