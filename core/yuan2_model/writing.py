@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -110,7 +111,13 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Ten
 
 
 def _write_shard(path: Path, group: Mapping[str, Tensor]) -> None:
-    save_file(dict(group), path, metadata={"format": "pt"})
+    try:
+        save_file(dict(group), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The library tells the system's error number in its text only; a caller wants to know a full volume.
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     _sync(path)
 
 

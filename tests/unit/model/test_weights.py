@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -236,16 +237,19 @@ class TestSaving:
         ]
         torch.testing.assert_close(state(load_model(saved)), state(other), rtol=0, atol=0)
 
-    def test_full_volume_leaves_the_older_model(
-        self, model: Yuan2ForCausalLM, sharded: Path, monkeypatch: pytest.MonkeyPatch
+    def test_failed_write_is_an_os_error_and_leaves_the_older_model(
+        self, model: Yuan2ForCausalLM, sharded: Path
     ) -> None:
-        def full(*_: object, **__: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
+        """A limit on the size of files stands for a full volume: the same system call fails the same way."""
         before = sorted(path.name for path in sharded.iterdir())
-        monkeypatch.setattr(writing, "save_file", full)
-        with pytest.raises(OSError, match="No space left"):
-            save_model(random_model(make_config(), seed=9), model.config, sharded)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SHARD, hard))
+        try:
+            with pytest.raises(OSError, match=r"model\.safetensors") as caught:
+                save_model(random_model(make_config(), seed=9), model.config, sharded)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert caught.value.errno == errno.EFBIG
         assert sorted(path.name for path in sharded.iterdir()) == before
         torch.testing.assert_close(state(load_model(sharded)), state(model), rtol=0, atol=0)
 
