@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -35,12 +35,18 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 
 class Stream(Response):
-    """Sends what an async generator yields; the generator is closed at once when the client leaves."""
+    """Sends what an async generator yields, until its end or until the client leaves.
 
-    def __init__(self, body: AsyncGenerator[bytes, None], media_type: str) -> None:
+    `close` is called either way, also when the generator was never started.
+    """
+
+    def __init__(
+        self, body: AsyncGenerator[bytes, None], media_type: str, close: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(media_type=media_type, headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
         self._chunks = body
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI has it
         """Answer one request (ASGI)."""
@@ -56,6 +62,7 @@ class Stream(Response):
             await _cancel(pump)
             await _cancel(gone)
             await self._chunks.aclose()
+            await self._close()
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 10
-"""Open connections get this long to end once the server stops."""
+GRACE_SECONDS = 600
+"""Answers under way get this long to end once the server stops; the pod's grace period may end sooner."""
 
 
 class _Server(uvicorn.Server):

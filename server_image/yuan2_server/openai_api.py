@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,7 +19,7 @@ from yuan2_core.contract import ServeJob
 from yuan2_server import metrics
 from yuan2_server.answers import ClientGoneError, Stream, while_connected
 from yuan2_server.auth import KeyDirectory, RequireKey
-from yuan2_server.openai_chat import Completion, open_completion
+from yuan2_server.openai_chat import open_completion
 from yuan2_server.openai_errors import OpenAIError, invalid, model_not_found
 from yuan2_server.openai_types import parse_chat_request
 from yuan2_server.upstream import Upstream
@@ -76,7 +75,7 @@ class ApiServer:
         log.info("chat completion: model %s, user %r, %d messages", chat.model, chat.user, len(chat.messages))
         completion = await while_connected(request, open_completion(self._upstream, chat))
         if chat.stream:
-            return Stream(_closing(completion), "text/event-stream")
+            return Stream(completion.events(), "text/event-stream", completion.close)
         try:
             return JSONResponse(await while_connected(request, completion.whole()))
         finally:
@@ -99,15 +98,6 @@ class ApiServer:
 
     async def _show_metrics(self, _: Request) -> Response:
         return metrics.render(self._metrics.registry)
-
-
-async def _closing(completion: Completion) -> AsyncGenerator[bytes, None]:
-    try:
-        async with aclosing(completion.events()) as events:
-            async for event in events:
-                yield event
-    finally:
-        await completion.close()
 
 
 class Measured:

@@ -16,10 +16,9 @@ from yuan2_core.conversation import SEPARATOR
 from yuan2_core.messages import Dialogue
 from yuan2_server.openai_errors import OpenAIError
 from yuan2_server.openai_types import ChatRequest
-from yuan2_server.upstream import Upstream
+from yuan2_server.upstream import Upstream, WorkerAnswer
 
 Document = dict[str, Any]
-Documents = AsyncGenerator[Document, None]
 
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 DONE = b"data: [DONE]\n\n"
@@ -87,7 +86,7 @@ class Completion:
 
     request: ChatRequest
     choices: tuple[Choice, ...]
-    streams: tuple[Documents, ...]
+    streams: tuple[WorkerAnswer, ...]
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -171,14 +170,14 @@ async def open_completion(upstream: Upstream, request: ChatRequest) -> Completio
     return Completion(request, tuple(map(Choice, range(request.n))), tuple(streams))
 
 
-async def _give_up(start: asyncio.Future[Documents]) -> None:
+async def _give_up(start: asyncio.Future[WorkerAnswer]) -> None:
     start.cancel()
     await asyncio.wait({start})
     if not start.cancelled() and start.exception() is None:
         await start.result().aclose()
 
 
-async def merge(streams: tuple[Documents, ...]) -> AsyncGenerator[tuple[int, Document], None]:
+async def merge(streams: tuple[WorkerAnswer, ...]) -> AsyncGenerator[tuple[int, Document], None]:
     """Documents of all streams as they arrive, each with the number of its stream."""
     waiting = {asyncio.ensure_future(anext(stream)): index for index, stream in enumerate(streams)}
     try:
@@ -195,8 +194,7 @@ async def merge(streams: tuple[Documents, ...]) -> AsyncGenerator[tuple[int, Doc
     finally:
         for task in waiting:
             task.cancel()
-        if waiting:
-            await asyncio.wait(waiting)
+        await asyncio.gather(*waiting, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 DELIMITER = b"\0"
 """Ends each JSON document of a stream."""
-SEP_STYLE_YUAN2 = 20
-"""FastChat's `SeparatorStyle.YUAN2`."""
+SEP_STYLE_YUAN2 = 19
+"""FastChat's `SeparatorStyle.YUAN2`: the number in the released package, which counts its members."""
 MAX_LOGPROBS = 20
 """Alternatives a request may ask for at each token (OpenAI's limit)."""
 

@@ -83,6 +83,7 @@ async def _serve(
 async def _drain(worker: ModelWorker) -> None:
     deadline = time.monotonic() + DRAIN_SECONDS
     await asyncio.sleep(SETTLE_SECONDS)
+    worker.closing = True
     while worker.model.engine.load and time.monotonic() < deadline:  # noqa: ASYNC110 -- once in a lifetime
         await asyncio.sleep(0.05)
 

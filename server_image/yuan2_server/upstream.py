@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from typing import Any
 
 import aiohttp
@@ -69,8 +68,8 @@ class Upstream:
             (await self._ask_worker(address, "/count_token", {"model": model, "prompt": prompt}))["count"]
         )
 
-    async def generate(self, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Start an answer and wait for its first document; the generator gives that and the rest.
+    async def generate(self, params: dict[str, Any]) -> WorkerAnswer:
+        """Start an answer and wait for its first document. Iterate the answer to its end, or close it.
 
         A worker that cannot be reached, or is full, is left for another as long as nothing was received from
         it.
@@ -96,7 +95,7 @@ class Upstream:
                 last = error.error
         raise last or no_worker(model)
 
-    async def _start(self, address: str, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def _start(self, address: str, params: dict[str, Any]) -> WorkerAnswer:
         completed = await self._complete(address, params)
         documents = self._documents(address, completed)
         try:
@@ -109,7 +108,7 @@ class Upstream:
             await documents.aclose()
             error = from_worker(code, str(first.get("text", "")), params["model"])
             raise _RefusedError(error) if code in _ELSEWHERE else error
-        return _rest(first, documents, params["model"])
+        return WorkerAnswer(first, documents, params["model"])
 
     async def _complete(self, address: str, params: dict[str, Any]) -> dict[str, Any]:
         """Parameters with what this worker needs: FastChat's own wants a number in `max_new_tokens` that
@@ -198,22 +197,40 @@ def _document(data: bytes) -> dict[str, Any]:
     return document
 
 
-async def _rest(
-    first: dict[str, Any], documents: AsyncGenerator[dict[str, Any], None], model: str
-) -> AsyncGenerator[dict[str, Any], None]:
-    """The documents up to the one with a finish reason; an error among them, or a missing end, is raised."""
-    async with aclosing(documents):
-        document = first
+class WorkerAnswer:
+    """An answer under way: an async iterator of documents, up to the one with a finish reason.
+
+    `anext` raises OpenAIError when the worker reports an error or stops too early.
+    """
+
+    def __init__(self, first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], None], model: str) -> None:
+        self._next: dict[str, Any] | None = first
+        self._rest = rest
+        self._model = model
+        self._ended = False
+
+    def __aiter__(self) -> WorkerAnswer:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        if self._ended:
+            await self.aclose()
+            raise StopAsyncIteration
+        document = self._next or await self._receive()
+        self._next = None
+        if document.get("error_code"):
+            raise from_worker(document["error_code"], document["text"], self._model)
+        self._ended = bool(document.get("finish_reason"))
+        return document
+
+    async def aclose(self) -> None:
+        """Close the connection, which tells the worker to stop."""
+        await self._rest.aclose()
+
+    async def _receive(self) -> dict[str, Any]:
         try:
-            while True:
-                if document.get("error_code"):
-                    raise from_worker(document["error_code"], document["text"], model)
-                yield document
-                if document.get("finish_reason"):
-                    return
-                document = await anext(documents)
+            return await anext(self._rest)
         except WorkerGoneError as error:
             log.warning("answer broken off: %s", error)
-            raise OpenAIError(
-                500, "The worker stopped before the answer was complete.", code="worker_failed"
-            ) from error
+            message = "The worker stopped before the answer was complete."
+            raise OpenAIError(500, message, code="worker_failed") from error

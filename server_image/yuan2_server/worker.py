@@ -6,7 +6,7 @@ import asyncio
 import base64
 import struct
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,6 +52,9 @@ class ModelWorker:
         self.model = model
         self.metrics = metrics
         self.draining = False
+        """The controller is told that no model is served here; requests on their way are still taken."""
+        self.closing = False
+        """No new request is taken."""
 
     def status(self) -> dict[str, Any]:
         """FastChat's status. A worker that drains serves no model any more."""
@@ -106,13 +109,12 @@ class ModelWorker:
         encoded = [_base64(vector) for vector in vectors] if encoding == "base64" else vectors
         return {"embedding": encoded, "token_num": sum(map(len, batches))}
 
-    async def generate(self, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
-        """Start a generation; the stream ends with a chunk that has a finish reason, or raises RequestError.
-
-        Closing the stream early cancels the generation.
-        """
+    async def generate(self, body: Mapping[str, Any]) -> Generation:
+        """Start a generation. Iterate it to its end, or close it."""
         arrival = time.monotonic()
         try:
+            if self.closing:
+                raise RequestError(ErrorCode.ENGINE_OVERLOADED, "this worker is shutting down; try again")
             request = GenerateRequest.parse(body, served=(self.model.name,))
             prompt_ids = await asyncio.to_thread(self._prompt_ids, request)
             params = self._sampling_params(request, len(prompt_ids))
@@ -124,32 +126,7 @@ class ModelWorker:
             self.metrics.requests.labels("refused").inc()
             raise
         first = Chunk(request.prompt or "" if request.echo else "", Usage(len(prompt_ids), 0))
-        return self._stream(sequence, channel, first, arrival)
-
-    async def _stream(
-        self, sequence: Sequence, channel: LatestChunk, first: Chunk, arrival: float
-    ) -> AsyncGenerator[Chunk, None]:
-        outcome, chunk, waiting = "cancelled", first, True
-        try:
-            async for chunk in chunks_of(channel, first, KEEPALIVE_SECONDS):
-                if waiting and chunk is not first:
-                    waiting = False
-                    self.metrics.first_token_seconds.observe(time.monotonic() - arrival)
-                outcome = chunk.finish_reason or outcome
-                yield chunk
-        except RequestError:
-            outcome = "failed"
-            raise
-        finally:
-            if outcome == "cancelled":
-                self.model.engine.cancel(sequence)
-            self._count(outcome, chunk.usage, time.monotonic() - arrival)
-
-    def _count(self, outcome: str, usage: Usage, seconds: float) -> None:
-        self.metrics.requests.labels(outcome).inc()
-        self.metrics.prompt_tokens.inc(usage.prompt_tokens)
-        self.metrics.completion_tokens.inc(usage.completion_tokens)
-        self.metrics.request_seconds.observe(seconds)
+        return Generation(self, sequence, channel, first, arrival)
 
     def _prompt_ids(self, request: GenerateRequest) -> list[int]:
         tokenizer = self.model.tokenizer
@@ -201,6 +178,55 @@ class ModelWorker:
 
     async def _embed(self, token_ids: list[int]) -> list[float]:
         return await asyncio.wrap_future(self.model.engine.call(partial(self.model.embed, token_ids)))
+
+
+class Generation:
+    """An answer under way: an async iterator of chunks, the last of which has a finish reason.
+
+    `anext` raises RequestError when the generation fails.
+    """
+
+    def __init__(
+        self, worker: ModelWorker, sequence: Sequence, channel: LatestChunk, first: Chunk, arrival: float
+    ) -> None:
+        self._engine = worker.model.engine
+        self._metrics = worker.metrics
+        self._sequence = sequence
+        self._chunks = chunks_of(channel, first, KEEPALIVE_SECONDS)
+        self._last = first
+        self._arrival = arrival
+        self._waiting = True
+        self._ended = False
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        try:
+            chunk = await anext(self._chunks)
+        except RequestError:
+            self._end("failed")
+            raise
+        if self._waiting and chunk is not self._last:
+            self._waiting = False
+            self._metrics.first_token_seconds.observe(time.monotonic() - self._arrival)
+        self._last = chunk
+        if chunk.finish_reason is not None:
+            self._end(chunk.finish_reason)
+        return chunk
+
+    async def aclose(self) -> None:
+        """Give up what has not been generated yet."""
+        if not self._ended:
+            self._engine.cancel(self._sequence)
+            self._end("cancelled")
+
+    def _end(self, outcome: str) -> None:
+        self._ended = True
+        self._metrics.requests.labels(outcome).inc()
+        self._metrics.prompt_tokens.inc(self._last.usage.prompt_tokens)
+        self._metrics.completion_tokens.inc(self._last.usage.completion_tokens)
+        self._metrics.request_seconds.observe(time.monotonic() - self._arrival)
 
 
 def _base64(vector: list[float]) -> str:

@@ -17,13 +17,12 @@ from yuan2_server import metrics
 from yuan2_server.answers import ClientGoneError, Stream, while_connected
 from yuan2_server.engine import as_request_error
 from yuan2_server.protocol import (
-    Chunk,
     ErrorCode,
     RequestError,
     encode_document,
     error_document,
 )
-from yuan2_server.worker import ModelWorker
+from yuan2_server.worker import Generation, ModelWorker
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +104,8 @@ async def _model_details(worker: ModelWorker, _: dict[str, Any]) -> dict[str, An
 
 
 async def _generate(worker: ModelWorker, body: dict[str, Any]) -> dict[str, Any]:
-    async with aclosing(await worker.generate(body)) as chunks:
-        final = [chunk async for chunk in chunks][-1]
+    async with aclosing(await worker.generate(body)) as generation:
+        final = [chunk async for chunk in generation][-1]
     return final.to_dict()
 
 
@@ -129,23 +128,22 @@ def _generate_stream(host: WorkerHost) -> Handler:
     async def route(request: Request) -> Response:
         try:
             body = await read_object(request)
-            chunks = await while_connected(request, host.serving().generate(body))
+            generation = await while_connected(request, host.serving().generate(body))
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
         except Exception as error:  # noqa: BLE001 -- told to the client by kind, to the log in full
             return Response(encode_document(error_document(_told(error))), media_type="application/json")
-        return Stream(_documents(chunks), "application/json")
+        return Stream(_documents(generation), "application/json", generation.aclose)
 
     return route
 
 
-async def _documents(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(chunks):
-        try:
-            async for chunk in chunks:
-                yield encode_document(chunk.to_dict())
-        except RequestError as error:
-            yield encode_document(error_document(error))
+async def _documents(generation: Generation) -> AsyncGenerator[bytes, None]:
+    try:
+        async for chunk in generation:
+            yield encode_document(chunk.to_dict())
+    except RequestError as error:
+        yield encode_document(error_document(error))
 
 
 async def read_object(request: Request) -> dict[str, Any]:
