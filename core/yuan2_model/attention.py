@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 SHORTEST_LOOPED = 16
 """Mean document length below which one masked product replaces a call for each document.
 
-Measured on one CPU core, rows of 1,024 tokens: the calls take 0.2 of the masked product's time at 16 tokens, 0.4
-at 8. The bound is for GPUs, where launching so many small kernels would outlast the product.
+Measured on one CPU core, rows of 1,024 tokens: the calls take 0.2 of the masked product's time at 16 tokens,
+0.4 at 8. The bound is for GPUs, where launching so many small kernels would outlast the product.
 """
 
 
