@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Object = Mapping[str, Any]
 
 _BAR_WIDTH = 24
 _BAD_WHEN_TRUE = ("Failed", "Degraded")
+_PHASES = ("pending", "running", "suspended")
+"""States that come from a status rather than from rank 0."""
+_USUAL = ("Starting", "Finished", "NotAccepted")
+"""Reasons that say no more than the states of the pods, or what another condition says."""
 _BAD_WHEN_FALSE = ("Accepted", "Running", "Ready")
 
 
@@ -30,10 +34,10 @@ def is_true(obj: Object, kind: str) -> bool:
 
 
 def sentence(obj: Object) -> str:
-    """What stands in the way, in the words of the most telling condition; "" when nothing does."""
+    """What stands in the way, in the words of the most telling condition; "" when all goes its usual way."""
     for kind, bad in [(k, "True") for k in _BAD_WHEN_TRUE] + [(k, "False") for k in _BAD_WHEN_FALSE]:
         found = condition(obj, kind)
-        if found and found["status"] == bad and found.get("message"):
+        if found and found["status"] == bad and found.get("reason") not in _USUAL and found.get("message"):
             return f"{found.get('reason') or kind}: {found['message']}"
     return ""
 
@@ -78,6 +82,18 @@ def training(finetune: Object, progress: Object | None) -> Training:
     )
 
 
+def furthest(before: Training, now: Training) -> Training:
+    """The later of two looks at a run: a status, which lags behind rank 0, takes nothing back.
+
+    Once rank 0 has ended, what is left is the end of its pods.
+    """
+    if now.total and now.state not in _PHASES:
+        return now  # rank 0 itself; after a restart it may have gone back
+    if before.total and before.step == before.total:
+        return replace(before, state="trained, pods are ending:", eta_seconds=None)
+    return before if before.step > now.step else now
+
+
 def bar(run: Training) -> str:
     """`training ███████░░░░ 210/400  loss 0.812  2,950 tokens/s  ETA 25 s`."""
     full = round(run.share * _BAR_WIDTH)
@@ -92,8 +108,16 @@ def bar(run: Training) -> str:
 
 
 def pods_line(pods: Sequence[Object]) -> str:
-    """`identity-1-0 Running, identity-1-1 ContainerCreating`: what a wait for pods waits for."""
-    return ", ".join(f"{pod['metadata']['name']} {_pod_state(pod)}" for pod in pods)
+    """`pod 0 Running, pod 1 ContainerCreating`: what a wait for pods waits for."""
+    return ", ".join(f"{_pod_name(pod)} {_pod_state(pod)}" for pod in pods)
+
+
+def _pod_name(pod: Object) -> str:
+    """The part that a pod plays, since its full name is mostly random letters."""
+    labels = pod["metadata"].get("labels", {})
+    index = labels.get("batch.kubernetes.io/job-completion-index")
+    part = labels.get("yuan2.dev/component")
+    return f"pod {index}" if index is not None else str(part or pod["metadata"]["name"])
 
 
 def _pod_state(pod: Object) -> str:

@@ -152,12 +152,11 @@ def train(session: Session) -> status.Training:
             raise DemoError(
                 f"not trained after {seconds(TRAINING_SECONDS)}: {_training_words(session, finetune)}", look
             )
-        run = status.training(finetune, _rank0_progress(session))
-        if run.total:
-            seen = run if run.step >= seen.step else seen
-            session.terminal.live(status.bar(run), key=f"{run.state} {int(run.share * 10)}")
+        seen = status.furthest(seen, status.training(finetune, _rank0_progress(session)))
+        if seen.total:
+            session.terminal.live(status.bar(seen), key=str(int(seen.share * 10)))
         else:
-            session.terminal.live(_training_words(session, finetune), key=run.state)
+            session.terminal.live(_training_words(session, finetune))
         time.sleep(POLL_SECONDS)
     return _trained(session, finetune, seen)
 

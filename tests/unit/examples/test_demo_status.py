@@ -37,6 +37,12 @@ def test_the_sentence_is_that_of_the_worst_condition() -> None:
     assert status.sentence({}) == ""
 
 
+def test_a_usual_start_needs_no_sentence() -> None:
+    starting = resource(("Ready", "False", "0 of 1 worker pods are ready"))
+    starting["status"]["conditions"][0]["reason"] = "Starting"
+    assert status.sentence(starting) == ""
+
+
 def test_progress_comes_from_rank_0_while_it_answers() -> None:
     finetune = resource(step=10, totalSteps=100, loss=2.0, phase="Running")
     live = {
@@ -52,6 +58,22 @@ def test_progress_comes_from_rank_0_while_it_answers() -> None:
     assert status.training({}, {"state": "preparing", "step": 0}).state == "preparing"
 
 
+def test_a_status_that_lags_takes_nothing_back() -> None:
+    live = status.Training("training", 90, 100, 0.5, 900.0, 3)
+    assert status.furthest(status.Training("pending"), live) == live
+    assert status.furthest(live, status.Training("running", 70, 100, 0.9)) == live
+    done = status.Training("complete", 100, 100, 0.1, 900.0, 0)
+    assert status.furthest(live, done) == done
+    ending = status.furthest(done, status.Training("running", 70, 100, 0.9))
+    assert (ending.step, ending.loss, ending.state) == (100, 0.1, "trained, pods are ending:")
+    assert status.furthest(ending, status.Training("pending")).step == 100
+
+
+def test_a_restarted_run_without_progress_shows_its_status() -> None:
+    before, now = status.Training("running", 10, 100, 1.0), status.Training("running", 20, 100, 0.8)
+    assert status.furthest(before, now) == now
+
+
 def test_the_bar_shows_what_is_known() -> None:
     text = status.bar(status.Training("training", 50, 100, 1.5, 900.4, 7.2))
     assert text == f"training {'█' * 12}{'░' * 12} 50/100  loss 1.5000  900 tokens/s  ETA 7 s"
@@ -63,11 +85,16 @@ def test_pods_say_why_they_wait() -> None:
         "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}],
         "phase": "Pending",
     }
+    rank = {"batch.kubernetes.io/job-completion-index": "1", "yuan2.dev/component": "trainer"}
     pods = [
         {"metadata": {"name": "a"}, "status": waiting},
-        {"metadata": {"name": "b"}, "status": {"phase": "Running"}},
+        {"metadata": {"name": "b-x7", "labels": rank}, "status": {"phase": "Running"}},
+        {
+            "metadata": {"name": "c-x7", "labels": {"yuan2.dev/component": "api"}},
+            "status": {"phase": "Running"},
+        },
     ]
-    assert status.pods_line(pods) == "a ImagePullBackOff, b Running"
+    assert status.pods_line(pods) == "a ImagePullBackOff, pod 1 Running, api Running"
 
 
 def test_a_log_gets_a_line_when_the_key_changes_and_no_escape_codes() -> None:
