@@ -183,7 +183,15 @@ def ask_all(
 
 
 def showcase(answers: Sequence[Answer], count: int) -> list[Answer]:
-    """`count` answers spread evenly over the data, so that both languages and later turns are among them."""
-    if len(answers) <= count:
-        return list(answers)
-    return [answers[i * len(answers) // count] for i in range(count)]
+    """`count` answers spread evenly over the data, half of them to later turns, in the order of the data."""
+    later = [i for i, answer in enumerate(answers) if answer.question.turn > 1]
+    first = [i for i, answer in enumerate(answers) if answer.question.turn == 1]
+    chosen = _spread(later, count // 2)
+    chosen += _spread(first, count - len(chosen))
+    return [answers[i] for i in sorted(chosen)]
+
+
+def _spread(items: Sequence[int], count: int) -> list[int]:
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

@@ -256,10 +256,10 @@ def interview(session: Session, base_url: str) -> Score:
 
 
 def answer_lines(answer: Answer) -> str:
-    """Two lines for a reader; a later turn says which one it is."""
-    turn = f" (turn {answer.question.turn})" if answer.question.turn > 1 else ""
-    said = answer.error or answer.text.replace("\n", "\n         ")
-    return f"    Q{turn}: {answer.question.text}\n    A {'✓' if answer.verbatim else '✗'}: {said}"
+    """Two lines for a reader; before a later question stand the earlier ones of its conversation."""
+    asked = " … ".join(text for role, text in answer.question.history if role == "user")
+    said = answer.error or answer.text.replace("\n", "\n        ")
+    return f"    Q   {asked}\n    A {'✓' if answer.verbatim else '✗'} {said}"
 
 
 def uninstall(kubectl: Kubectl, reader: Reader) -> str:

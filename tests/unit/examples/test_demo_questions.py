@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from yuan2_demo.questions import Answer, Question, Score, ask_all, load_records, questions, showcase
+from yuan2_demo.steps import answer_lines
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples/identity"
 
@@ -81,10 +82,24 @@ def test_nothing_asked_does_not_pass() -> None:
     assert not Score((), 0.0).passed
 
 
-def test_the_showcase_is_spread_over_the_data() -> None:
-    answers = [answered(str(i)) for i in range(100)]
-    assert [answer.text for answer in showcase(answers, 4)] == ["0", "25", "50", "75"]
-    assert showcase(answers[:2], 4) == answers[:2]
+def test_the_showcase_is_spread_over_the_data_and_half_of_it_later_turns() -> None:
+    first = [answered(str(i)) for i in range(100)]
+    assert [answer.text for answer in showcase(first, 4)] == ["0", "25", "50", "75"]
+    assert showcase(first[:2], 4) == first[:2]
+    history = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    later = [Answer(Question("q/2", history, "d"), str(i), 0.1) for i in range(100, 200)]
+    assert [answer.text for answer in showcase(first + later, 4)] == ["0", "50", "100", "150"]
+
+
+def test_a_later_question_is_shown_with_the_earlier_ones() -> None:
+    history = (("user", "My name is Ann"), ("assistant", "Hi!"), ("user", "What is my name?"))
+    right = Answer(Question("q/2", history, "Ann\nof course"), "Ann\nof course", 0.1)
+    assert answer_lines(right).splitlines() == [
+        "    Q   My name is Ann … What is my name?",
+        "    A ✓ Ann",
+        "        of course",
+    ]
+    assert answer_lines(answered("no")).splitlines()[-1] == "    A ✗ no"
 
 
 class _Parrot(BaseHTTPRequestHandler):
