@@ -1,4 +1,4 @@
-"""Remove what a CPU process never opens from the installed torch: 2 GB of GPU kernels and a GPU compiler.
+"""Make the installed torch small for CPUs: without what a CPU process never opens, and without GPU code.
 
 torch from PyPI links against the CUDA libraries, so those must stay. These are opened by name at the first
 use of a GPU feature and never before: cuDNN's engines (behind the small libcudnn.so.9), cuSOLVER, the spare
@@ -10,6 +10,8 @@ from __future__ import annotations
 import shutil
 import sysconfig
 from pathlib import Path
+
+from gpu_code import drop_section
 
 GPU_ONLY = (
     "nvidia/cudnn/lib/libcudnn_*.so.*",
@@ -28,7 +30,7 @@ GPU_ONLY = (
 
 
 def prune(site: Path) -> int:
-    """Remove every match below `site`; returns the bytes freed."""
+    """Remove every match below `site`, and the GPU code of what stays; returns the bytes freed."""
     freed = 0
     for pattern in GPU_ONLY:
         for path in site.glob(pattern):
@@ -38,7 +40,8 @@ def prune(site: Path) -> int:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    return freed
+    libraries = [path for path in site.rglob("*.so*") if path.is_file() and not path.is_symlink()]
+    return freed + sum(drop_section(path) for path in libraries)
 
 
 if __name__ == "__main__":

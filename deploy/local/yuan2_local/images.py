@@ -56,7 +56,12 @@ IMAGES: dict[str, Image] = {
         Image(
             "base",
             "deploy/local/base/Dockerfile.cpu",
-            ("requirements/train.txt", "requirements/serve.txt", "deploy/local/base/prune.py"),
+            (
+                "requirements/train.txt",
+                "requirements/serve.txt",
+                "deploy/local/base/prune.py",
+                "deploy/local/base/gpu_code.py",
+            ),
             "python",
             "PYTHON_IMAGE",
             whole_tree=False,
@@ -151,6 +156,8 @@ class Builder:
                 else self._ensure_built(image.base)
             )
             arguments += ["--build-arg", f"{image.base_argument}={base}"]
+        else:
+            ensure_rootfs(self._cache)
         self._buildah("rm", "--all")
         with step(f"build {name}"), tempfile.TemporaryDirectory(dir=self._scratch()) as folder:
             context = REPOSITORY if image.whole_tree else self._context(image, Path(folder))
