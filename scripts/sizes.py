@@ -1,4 +1,4 @@
-"""Hold the house rules on sizes: files of at most 400 lines, functions of at most 45 lines at the 90th percentile."""
+"""Hold the house rules: files of at most 400 lines, functions of at most 45 at the 90th percentile."""
 
 import ast
 import sys
@@ -23,7 +23,11 @@ def function_lengths(source: str) -> list[int]:
 def main() -> int:
     files = [path for root in ROOTS for path in Path(root).rglob("*.py")]
     texts = {path: path.read_text(encoding="utf-8") for path in files}
-    long_files = [f"{path}: {text.count(chr(10))} lines" for path, text in texts.items() if text.count("\n") > FILE_LINES]
+    long_files = [
+        f"{path}: {text.count(chr(10))} lines"
+        for path, text in texts.items()
+        if text.count("\n") > FILE_LINES
+    ]
     lengths = [length for text in texts.values() for length in function_lengths(text)]
     p90 = quantiles(lengths, n=10)[-1]
     print(f"sizes: {len(files)} files, functions median {median(lengths):.0f}, p90 {p90:.0f} lines")

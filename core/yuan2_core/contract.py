@@ -1,9 +1,9 @@
 """The JSON that crosses a pod's border.
 
-The operator writes one `TrainJob` or `ServeJob` into a ConfigMap; a pod reads it at `JOB_FILE` and nothing else.
-Rank 0 of a training answers `GET /progress` with a `Progress`; a container that ends leaves a `Termination` in its
-termination log. The sections that a user also writes in a custom resource (`Training`, `DeepSpeed`, `Checkpoint`,
-`Method`) are the same classes there, so that a field cannot mean two things.
+The operator writes one `TrainJob` or `ServeJob` into a ConfigMap; a pod reads it at `JOB_FILE` and nothing
+else. Rank 0 of a training answers `GET /progress` with a `Progress`; a container that ends leaves a
+`Termination` in its termination log. The sections that a user also writes in a custom resource (`Training`,
+`DeepSpeed`, `Checkpoint`, `Method`) are the same classes there, so that a field cannot mean two things.
 """
 
 from __future__ import annotations
@@ -223,7 +223,8 @@ class Termination(Contract):
     """What a container leaves in its termination log, at most `TERMINATION_LIMIT` bytes."""
 
     reason: str
-    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull, Crashed."""
+    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull or
+    Crashed."""
     message: str
     """One sentence: what, where (file, record, field), and the way out."""
     progress: Progress | None = None

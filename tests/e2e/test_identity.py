@@ -1,4 +1,4 @@
-"""The path of a newcomer: examples/identity is trained by two pods, served, and answers what it was taught."""
+"""The path of a newcomer: examples/identity is trained by two pods, served, and answers what it learned."""
 
 from __future__ import annotations
 
