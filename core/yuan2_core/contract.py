@@ -223,8 +223,8 @@ class Termination(Contract):
     """What a container leaves in its termination log, at most `TERMINATION_LIMIT` bytes."""
 
     reason: str
-    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull or
-    Crashed."""
+    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull
+    or Crashed."""
     message: str
     """One sentence: what, where (file, record, field), and the way out."""
     progress: Progress | None = None

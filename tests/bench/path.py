@@ -1,0 +1,134 @@
+"""`make bench-path`: the whole path in numbers, measured on the example as a user runs it.
+
+The images are present before anything is timed. A cluster that runs is used; otherwise one is started and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.bench.report import Row, at_most, plain, write
+from tests.support.cluster import TestCluster
+from tests.support.journey import Namespace, install_operator, namespace
+from yuan2_core.contract import PORT_PROGRESS
+from yuan2_demo import install
+from yuan2_local import cluster
+from yuan2_local.paths import cache_from, node_state
+
+TRAINING_SECONDS = 1200.0
+SERVICE_SECONDS = 300.0
+REST_SECONDS = 30.0
+METRICS_PORT = 8080
+API_CALLS = 20
+OPERATOR_MEGABYTES = 90.0
+
+
+@contextlib.contextmanager
+def node() -> Iterator[TestCluster]:
+    """The running node, or one for the length of the block."""
+    cache, state = cache_from(os.environ), node_state(os.environ)
+    was_there = cluster.load(state) is not None
+    with contextlib.ExitStack() as stack:
+        if not was_there:
+            stack.callback(cluster.down, cache, state)
+        cluster.up(cache, state, with_node=True)
+        yield TestCluster(cache, state, state.kubeconfig)
+
+
+def operator_metrics(made: TestCluster) -> dict[str, float]:
+    """`api_calls` so far and `memory` (MB) of the operator, from its own /metrics."""
+    words = (
+        "-n",
+        install.OPERATOR_NAMESPACE,
+        "get",
+        "pods",
+        "-l",
+        f"app.kubernetes.io/name={install.OPERATOR}",
+    )
+    address = made.kubectl(
+        *words, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].status.podIP}"
+    )
+    text = httpx.get(f"http://{address}:{METRICS_PORT}/metrics", trust_env=False).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    calls = sum(sample.value for sample in samples if sample.name == "yuan2_operator_api_requests_total")
+    memory = next(sample.value for sample in samples if sample.name == "process_resident_memory_bytes")
+    return {"api_calls": calls, "memory": memory / 1e6}
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((install.EXAMPLE / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def first_step_seconds(made: Namespace, applied: float) -> float:
+    """Seconds until rank 0 says that an optimizer step is done, asked of the pod itself."""
+    while time.monotonic() - applied < TRAINING_SECONDS:
+        pods = made.list("pods", "yuan2.dev/finetune=identity")
+        address = next(
+            (pod["status"].get("podIP") for pod in pods if "-1-0-" in pod["metadata"]["name"]), None
+        )
+        while address and time.monotonic() - applied < TRAINING_SECONDS:
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
+                answer = httpx.get(f"http://{address}:{PORT_PROGRESS}/progress", timeout=2, trust_env=False)
+                if answer.json()["step"] >= 1:
+                    return time.monotonic() - applied
+            time.sleep(0.1)
+        time.sleep(0.2)
+    raise AssertionError(made.explain("y2ft"))
+
+
+def last_word(made: Namespace) -> dict[str, Any]:
+    """The progress that rank 0's pod left in its termination message."""
+    pods = made.list("pods", "yuan2.dev/finetune=identity")
+    pod = next(pod for pod in pods if "-1-0-" in pod["metadata"]["name"])
+    message = pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"]
+    return dict(json.loads(message)["progress"])
+
+
+def measure(operated: TestCluster) -> list[Row]:
+    with namespace(operated, "bench-path") as made:
+        overlay = install.example_overlay(operated.images) | {"namespace": made.name}
+        made.kubectl("apply", "-k", str(install.write_overlay("bench-path", overlay)))
+        made.wait("job/identity-base", "complete", 300)
+        time.sleep(REST_SECONDS)
+        rest = statistics.median(operator_metrics(operated)["memory"] for _ in range(3))
+        before = operator_metrics(operated)["api_calls"]
+        applied = time.monotonic()
+        made.apply(manifest("finetune"))
+        first_step = first_step_seconds(made, applied)
+        made.wait("y2ft/identity", "Complete", TRAINING_SECONDS)
+        time.sleep(2.0)  # the events that follow the last status count too
+        calls = operator_metrics(operated)["api_calls"] - before
+        run = last_word(made)
+        applied = time.monotonic()
+        made.apply(manifest("service"))
+        made.wait("y2svc/identity", "Ready", SERVICE_SECONDS)
+        ready = time.monotonic() - applied
+    outside = 1 - run["secondsInSteps"] / run["secondsTotal"]
+    return [
+        plain("kubectl apply to the first optimizer step", first_step, "s"),
+        plain("kubectl apply to a Ready service", ready, "s"),
+        at_most("API calls of the operator, creation to Complete", calls, "calls", API_CALLS),
+        at_most("operator memory at rest", rest, "MB", OPERATOR_MEGABYTES),
+        plain("tokens/s of the demo's training", run["tokensPerSecond"], "tokens/s"),
+        plain("wall time outside optimizer steps", 100 * outside, "%"),
+    ]
+
+
+def main() -> None:
+    with node() as made:
+        install_operator(made)
+        write("path", measure(made))
+
+
+if __name__ == "__main__":
+    main()
