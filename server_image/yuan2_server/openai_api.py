@@ -21,7 +21,7 @@ from yuan2_server.answers import ClientGoneError, Stream, while_connected
 from yuan2_server.auth import KeyDirectory, RequireKey
 from yuan2_server.openai_chat import open_completion
 from yuan2_server.openai_errors import OpenAIError, invalid, model_not_found
-from yuan2_server.openai_types import parse_chat_request
+from yuan2_server.openai_types import parse_chat_request, parse_embeddings_request
 from yuan2_server.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class ApiServer:
             Route("/v1/models", _answering(self._list_models)),
             Route("/v1/models/{model:path}", _answering(self._show_model)),
             Route("/v1/chat/completions", _answering(self._chat), methods=["POST"]),
+            Route("/v1/embeddings", _answering(self._embeddings), methods=["POST"]),
             Route("/healthz", _healthz),
             Route("/readyz", self._readyz),
             Route("/metrics", self._show_metrics),
@@ -80,6 +81,18 @@ class ApiServer:
             return JSONResponse(await while_connected(request, completion.whole()))
         finally:
             await completion.close()
+
+    async def _embeddings(self, request: Request) -> Response:
+        asked = parse_embeddings_request(await _read_object(request))
+        log.info("embeddings: model %s, user %r, %d texts", asked.model, asked.user, len(asked.input))
+        work = self._upstream.embed(asked.model, asked.input, asked.encoding_format)
+        answer = await while_connected(request, work)
+        data = [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(answer["embedding"])
+        ]
+        usage = {"prompt_tokens": answer["token_num"], "total_tokens": answer["token_num"]}
+        return JSONResponse({"object": "list", "model": asked.model, "data": data, "usage": usage})
 
     async def _readyz(self, _: Request) -> Response:
         problem = await self._not_ready()

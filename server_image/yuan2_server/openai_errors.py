@@ -62,7 +62,8 @@ def from_worker(code: int, message: str, model: str) -> OpenAIError:
     if code == ErrorCode.INVALID_MODEL:
         return model_not_found(model, [])
     if code == ErrorCode.CONTEXT_OVERFLOW:
-        return invalid("messages", message, "context_length_exceeded")
+        field = "input" if "your input" in message else "messages"
+        return invalid(field, message, "context_length_exceeded")
     if code in (ErrorCode.RATE_LIMIT, ErrorCode.QUOTA_EXCEEDED):
         return OpenAIError(429, message, code="rate_limit_exceeded", type_="rate_limit_error")
     if code in (ErrorCode.ENGINE_OVERLOADED, ErrorCode.CONTROLLER_NO_WORKER):

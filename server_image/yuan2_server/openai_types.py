@@ -113,6 +113,41 @@ class ChatRequest(_Strict):
         return dialogue
 
 
+class EmbeddingsRequest(_Strict):
+    """Body of `POST /v1/embeddings`."""
+
+    model: str
+    input: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str = ""
+    """Who asks, as the client knows them; goes into the log."""
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_text(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+def parse_embeddings_request(body: Mapping[str, Any]) -> EmbeddingsRequest:
+    """Check an embeddings request. Raises OpenAIError (400) that names the parameter."""
+    given = {name: value for name, value in body.items() if value is not None}
+    texts = given.get("input")
+    if isinstance(texts, list) and any(isinstance(item, (int, list)) for item in texts):
+        raise invalid(
+            "input",
+            "input: token ids of another tokenizer mean nothing here; send text "
+            "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+        )
+    if "dimensions" in given:
+        raise invalid(
+            "dimensions", "dimensions: not supported by this server; leave it out", "unsupported_parameter"
+        )
+    try:
+        return EmbeddingsRequest.model_validate(given)
+    except ValidationError as error:
+        raise _as_openai_error(error) from None
+
+
 def parse_chat_request(body: Mapping[str, Any]) -> ChatRequest:
     """Check a chat request. Raises OpenAIError (400) that names the parameter."""
     given = {name: value for name, value in body.items() if value is not None}

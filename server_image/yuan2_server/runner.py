@@ -54,7 +54,7 @@ class ModelRunner:
     def embed(self, token_ids: list[int]) -> list[float]:
         """The mean of the last hidden states (after the final norm) over all tokens, scaled to length 1:
         [H]."""
-        hidden_BTH = self._model.model(input_ids=self._ids([*token_ids])).last_hidden_state
+        hidden_BTH = self._model.model(input_ids=self._ids(token_ids), use_cache=False).last_hidden_state
         mean_H = hidden_BTH[0].float().mean(dim=0)
         return torch.nn.functional.normalize(mean_H, dim=0).tolist()
 

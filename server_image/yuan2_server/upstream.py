@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -17,6 +17,7 @@ from yuan2_server.openai_errors import OpenAIError, from_worker, model_not_found
 from yuan2_server.protocol import DELIMITER, ErrorCode
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ATTEMPTS = 3
 """Workers that are tried before a request fails."""
@@ -71,22 +72,41 @@ class Upstream:
     async def generate(self, params: dict[str, Any]) -> WorkerAnswer:
         """Start an answer and wait for its first document. Iterate the answer to its end, or close it.
 
-        A worker that cannot be reached, or is full, is left for another as long as nothing was received from
-        it.
+        Raises:
+            OpenAIError: no worker for the model, or the request was refused.
+        """
+        return await self._on_some_worker(params["model"], lambda address: self._start(address, params))
+
+    async def embed(self, model: str, texts: Sequence[str], encoding: str) -> dict[str, Any]:
+        """A worker's vectors (`embedding`) and the tokens they took (`token_num`).
 
         Raises:
-            OpenAIError: no worker for the model, or the request was refused; the generator raises it when the
-            worker
-                fails later.
+            OpenAIError: no worker for the model, or the request was refused.
         """
-        model, tried, last = params["model"], set[str](), None
+        body = {"model": model, "input": list(texts), "encoding_format": encoding}
+
+        async def ask(address: str) -> dict[str, Any]:
+            document = await self._ask_worker(address, "/worker_get_embeddings", body)
+            _raise_error(document, model)
+            return document
+
+        return await self._on_some_worker(model, ask)
+
+    async def _on_some_worker(self, model: str, call: Callable[[str], Awaitable[T]]) -> T:
+        """The result of `call(address)` for a worker of the model.
+
+        A worker that cannot be reached, or is full, is left for another as long as nothing was received from
+        it.
+        """
+        tried: set[str] = set()
+        last: OpenAIError | None = None
         for _ in range(ATTEMPTS):
             address = await self._worker_for(model)
             if address in tried:
                 break
             tried.add(address)
             try:
-                return await self._start(address, params)
+                return await call(address)
             except WorkerGoneError as error:
                 log.warning("worker %s: %s", address, error)
                 last = OpenAIError(503, f"The worker for `{model}` cannot be reached.", code="no_worker")
@@ -100,14 +120,10 @@ class Upstream:
         documents = self._documents(address, completed)
         try:
             first = await anext(documents)
+            _raise_error(first, params["model"])
         except BaseException:
             await documents.aclose()
             raise
-        code = first.get("error_code", 0)
-        if code:
-            await documents.aclose()
-            error = from_worker(code, str(first.get("text", "")), params["model"])
-            raise _RefusedError(error) if code in _ELSEWHERE else error
         return WorkerAnswer(first, documents, params["model"])
 
     async def _complete(self, address: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +201,15 @@ class _RefusedError(Exception):
     def __init__(self, error: OpenAIError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+def _raise_error(document: dict[str, Any], model: str) -> None:
+    """Raise what a worker's first document reports: an OpenAIError, or a _RefusedError when another may
+    do."""
+    code = document.get("error_code")
+    if code:
+        error = from_worker(int(code), str(document.get("text", "")), model)
+        raise _RefusedError(error) if code in _ELSEWHERE else error
 
 
 def _document(data: bytes) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class ModelWorker:
             )
         batches = [await asyncio.to_thread(self.model.tokenizer.encode, text) for text in texts]
         for ids in batches:
-            self._check_fits(len(ids), room_for=0)
+            self._check_fits(len(ids), room_for=0, what="input")
         vectors = [await self._embed(ids) for ids in batches]
         encoded = [_base64(vector) for vector in vectors] if encoding == "base64" else vectors
         return {"embedding": encoded, "token_num": sum(map(len, batches))}
@@ -142,12 +142,12 @@ class ModelWorker:
         self._check_fits(len(ids), room_for=1)
         return ids
 
-    def _check_fits(self, tokens: int, *, room_for: int) -> None:
+    def _check_fits(self, tokens: int, *, room_for: int, what: str = "messages") -> None:
         if tokens + room_for > self.model.context_length:
             raise RequestError(
                 ErrorCode.CONTEXT_OVERFLOW,
                 f"This model's maximum context length is {self.model.context_length} tokens. However, your "
-                f"messages resulted in {tokens} tokens. Please reduce the length of the messages.",
+                f"{what} resulted in {tokens} tokens. Please reduce the length of the {what}.",
             )
 
     def _sampling_params(self, request: GenerateRequest, prompt_tokens: int) -> SamplingParams:

@@ -201,6 +201,27 @@ def test_parameters_that_ask_for_nothing_are_accepted(service: Service):
     assert ask(service, "Who are you?", **neutral).choices == ask(service, "Who are you?").choices
 
 
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_embeddings_are_vectors_of_length_one(service: Service, encoding: str):
+    texts = ["Who are you?", "你是谁？"]
+    # The client asks for base64 when it is not told, and decodes it.
+    options = {"encoding_format": "float"} if encoding == "float" else {}
+    answer = service.client().embeddings.create(model="yuan2", input=texts, **options)
+    assert [entry.index for entry in answer.data] == [0, 1]
+    for entry in answer.data:
+        assert sum(x * x for x in entry.embedding) == pytest.approx(1, abs=1e-5)
+    assert answer.usage.prompt_tokens == sum(len(service.tokenizer.encode(text)) for text in texts)
+    alone = service.client().embeddings.create(model="yuan2", input=texts[0])
+    assert alone.data[0].embedding == pytest.approx(answer.data[0].embedding, abs=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"input": [[1, 2]]}, {"input": []}, {"input": ""}, {"dimensions": 8}])
+def test_bad_embeddings_requests_name_their_parameter(service: Service, change: dict):
+    with pytest.raises(openai.BadRequestError) as raised:
+        service.client().embeddings.create(**{"model": "yuan2", "input": "Who are you?", **change})
+    assert raised.value.param.startswith(next(iter(change)))
+
+
 def test_the_answer_ends_where_the_context_does(service: Service):
     answer = ask(service, "Who are you?", max_tokens=None, temperature=1.0, seed=5, stop=None)
     room = CONTEXT - answer.usage.prompt_tokens

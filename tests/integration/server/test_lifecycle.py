@@ -51,7 +51,9 @@ def test_every_route_wants_a_key_that_is_in_the_secret_now(service: Service, sta
     assert httpx.get(api.url + "/metrics").status_code == 200
 
     keys_directory(keys, "sk-three")
-    wait_for(lambda: service.client(api, api_key="sk-three").models.list().data, "the new key", 5)
+    headers = {"authorization": "Bearer sk-three"}
+    wait_for(lambda: httpx.get(f"{api.url}/v1/models", headers=headers).status_code == 200, "the new key", 5)
+    assert ask(service.client(api, api_key="sk-three")).choices
     with pytest.raises(openai.AuthenticationError):
         ask(service.client(api, api_key="sk-one"))
 
@@ -130,6 +132,15 @@ def test_a_model_that_cannot_be_served_ends_the_worker_with_its_reason(
         assert words in left["message"]
         assert "\n" not in left["message"]
         assert "Traceback" not in program.log.read_text()
+
+
+def test_a_worker_that_is_asked_to_leave_while_it_loads_ends_at_once(service: Service, stack: Stack):
+    worker = stack.worker(service.job).ready("/healthz")
+    assert httpx.get(worker.url + "/readyz").status_code == 503
+    assert httpx.post(worker.url + "/worker_get_status").json()["model_names"] == []
+    refused = httpx.post(worker.url + "/worker_generate", json={"model": "yuan2", "prompt": "x"}).json()
+    assert refused["error_code"] == 42903
+    assert worker.terminate(10) == 0
 
 
 def test_a_job_that_is_not_one_ends_the_program_with_its_reason(stack: Stack, tmp_path: Path):

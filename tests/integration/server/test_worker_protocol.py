@@ -22,7 +22,7 @@ def post(service: Service, path: str, **body) -> dict:
     return httpx.post(service.worker.url + path, json=body, timeout=60).json()
 
 
-def stream(service: Service, **body) -> list[dict]:
+def stream(service: Service, url: str = "", **body) -> list[dict]:
     arguments = {
         "model": "yuan2",
         "prompt": f"{QUESTION}<sep>",
@@ -30,7 +30,8 @@ def stream(service: Service, **body) -> list[dict]:
         "max_new_tokens": 16,
         **body,
     }
-    data = httpx.post(service.worker.url + "/worker_generate_stream", json=arguments, timeout=60).content
+    url = f"{url or service.worker.url}/worker_generate_stream"
+    data = httpx.post(url, json=arguments, timeout=60).content
     assert data.endswith(b"\0")
     return [json.loads(document) for document in data[:-1].split(b"\0")]
 
@@ -49,6 +50,10 @@ def test_the_stream_is_cumulative_and_repeats_its_last_text_with_the_reason(serv
         "completion_tokens": 16,
         "total_tokens": prompt + 16,
     }
+
+
+def test_fastchats_controller_passes_the_stream_on(service: Service):
+    assert stream(service, url=service.controller.url)[-1] == stream(service)[-1]
 
 
 def test_generate_answers_with_the_final_document(service: Service):
@@ -173,7 +178,8 @@ def test_probes_and_metrics(service: Service):
 
 @pytest.fixture(scope="module")
 def fastchat(service: Service) -> openai.OpenAI:
-    """A client of FastChat's own, unmodified API server."""
+    """A client of FastChat's own, unmodified API server. Its streams do not work: they need pydantic 1, and
+    gradio, FastAPI and we need 2 (FastChat issue 3140)."""
     program = service.stack.fastchat_api(service.controller).ready("/v1/models")
     return service.client(program)
 
@@ -191,10 +197,6 @@ def test_fastchats_api_server_gives_the_same_answer(service: Service, fastchat: 
     assert theirs.choices[0].message.content == ours.choices[0].message.content
     assert theirs.choices[0].finish_reason == ours.choices[0].finish_reason
     assert theirs.usage.total_tokens == ours.usage.total_tokens
-    streamed = "".join(
-        chunk.choices[0].delta.content or "" for chunk in chat(fastchat, question, stream=True)
-    )
-    assert streamed == ours.choices[0].message.content.replace("\ufffd", "")
 
 
 def test_fastchats_api_server_loses_a_trailing_n(service: Service, fastchat: openai.OpenAI):
