@@ -1,7 +1,7 @@
 """Ranks of the trainer without the launcher: forked from a server that has imported torch and DeepSpeed once.
 
-Importing them takes ten seconds of a processor a process; forked ranks start in a fraction of one. Everything else is as
-in a pod: the same preflight, the same `yuan2_trainer.rank`, the same files.
+Importing them takes ten seconds of a processor a process; forked ranks start in a fraction of one.
+Everything else is as in a pod: the same preflight, the same `yuan2_trainer.rank`, the same files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from yuan2_trainer.outcome import Outcome
 from yuan2_trainer.preflight import check_job
 from yuan2_trainer.workspace import Workspace, replace
 
-_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 _PRELOAD = ["torch._dynamo", "deepspeed", "tests.support.preloaded"]
 
 

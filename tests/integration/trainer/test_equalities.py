@@ -63,7 +63,7 @@ def test_gradient_checkpointing_changes_nothing(trained: Train) -> None:
 def test_the_loss_is_the_mean_over_labelled_tokens_of_the_global_batch(
     trained: Train, inputs: tuple[Path, Path]
 ) -> None:
-    """The first step, whose rate is 0, against transformers' plain loss over the same samples in one batch."""
+    """The first step, whose rate is 0, against the plain loss of each of its samples."""
     from yuan2_core.conversation import render
     from yuan2_core.formats import load_conversations
     from yuan2_core.tokenizer import Yuan2Tokenizer
