@@ -57,13 +57,12 @@ def no_worker(model: str) -> OpenAIError:
     return OpenAIError(503, f"No worker for `{model}` is ready; try again later.", code="no_worker")
 
 
-def from_worker(code: int, message: str, model: str) -> OpenAIError:
-    """The error that a worker's `error_code` stands for."""
+def from_worker(code: int, message: str, model: str, prompt: str = "messages") -> OpenAIError:
+    """The error that a worker's `error_code` stands for; `prompt` is the parameter that holds the text."""
     if code == ErrorCode.INVALID_MODEL:
         return model_not_found(model, [])
     if code == ErrorCode.CONTEXT_OVERFLOW:
-        field = "input" if "your input" in message else "messages"
-        return invalid(field, message, "context_length_exceeded")
+        return invalid(prompt, message, "context_length_exceeded")
     if code in (ErrorCode.RATE_LIMIT, ErrorCode.QUOTA_EXCEEDED):
         return OpenAIError(429, message, code="rate_limit_exceeded", type_="rate_limit_error")
     if code in (ErrorCode.ENGINE_OVERLOADED, ErrorCode.CONTROLLER_NO_WORKER):

@@ -87,7 +87,7 @@ class Upstream:
 
         async def ask(address: str) -> dict[str, Any]:
             document = await self._ask_worker(address, "/worker_get_embeddings", body)
-            _raise_error(document, model)
+            _raise_error(document, model, "input")
             return document
 
         return await self._on_some_worker(model, ask)
@@ -120,7 +120,7 @@ class Upstream:
         documents = self._documents(address, completed)
         try:
             first = await anext(documents)
-            _raise_error(first, params["model"])
+            _raise_error(first, params["model"], "messages")
         except BaseException:
             await documents.aclose()
             raise
@@ -203,12 +203,12 @@ class _RefusedError(Exception):
         self.error = error
 
 
-def _raise_error(document: dict[str, Any], model: str) -> None:
+def _raise_error(document: dict[str, Any], model: str, prompt: str) -> None:
     """Raise what a worker's first document reports: an OpenAIError, or a _RefusedError when another may
     do."""
     code = document.get("error_code")
     if code:
-        error = from_worker(int(code), str(document.get("text", "")), model)
+        error = from_worker(int(code), str(document.get("text", "")), model, prompt)
         raise _RefusedError(error) if code in _ELSEWHERE else error
 
 

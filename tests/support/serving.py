@@ -173,6 +173,13 @@ class Stack:
         arguments = ["-m", "fastchat.serve.openai_api_server", "--host", "127.0.0.1", "--port", str(port)]
         return self.run("fastchat-api", [*arguments, "--controller-address", controller.url], port)
 
+    def web_page(self, controller: Program) -> Program:
+        """FastChat's own web page."""
+        port = free_port()
+        arguments = ["-m", "fastchat.serve.gradio_web_server", "--host", "127.0.0.1", "--port", str(port)]
+        arguments += ["--controller-url", controller.url, "--model-list-mode", "reload"]
+        return self.run("web", arguments, port, {"GRADIO_ANALYTICS_ENABLED": "False"})
+
     def write(self, job: ServeJob) -> str:
         """Write a job file and return its path."""
         path = self.directory / f"job-{len(self.programs)}.json"

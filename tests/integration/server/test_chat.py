@@ -215,7 +215,9 @@ def test_embeddings_are_vectors_of_length_one(service: Service, encoding: str):
     assert alone.data[0].embedding == pytest.approx(answer.data[0].embedding, abs=1e-6)
 
 
-@pytest.mark.parametrize("change", [{"input": [[1, 2]]}, {"input": []}, {"input": ""}, {"dimensions": 8}])
+@pytest.mark.parametrize(
+    "change", [{"input": [[1, 2]]}, {"input": []}, {"input": ""}, {"input": "你" * 400}, {"dimensions": 8}]
+)
 def test_bad_embeddings_requests_name_their_parameter(service: Service, change: dict):
     with pytest.raises(openai.BadRequestError) as raised:
         service.client().embeddings.create(**{"model": "yuan2", "input": "Who are you?", **change})
