@@ -90,8 +90,8 @@ def zero_section(stage: int, device: str) -> dict[str, Any]:
 def prepare_environment(device: str) -> None:
     """Settings that torch and DeepSpeed read when they are imported."""
     os.environ.setdefault("DS_ACCELERATOR", device)
-    # Nothing here is compiled, but DeepSpeed decorates an optimizer that nobody asked for with torch.compile, which
-    # imports all of inductor: several seconds of every start.
+    # Nothing here is compiled, but DeepSpeed decorates an optimizer that nobody asked for with torch.compile,
+    # which imports all of inductor: several seconds of every start.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 

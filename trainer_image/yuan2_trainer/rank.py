@@ -56,6 +56,8 @@ def train(workspace: Workspace) -> str:
     job = TrainJob.model_validate_json(workspace.job.read_bytes())
     prepare_environment(job.launch.device)
     start_process_group(job.launch.device)
+    if job.launch.device == "cpu":
+        require_collectives(job)
     prepared = _wait_until_prepared(workspace)
 
     import torch.distributed as dist
@@ -103,6 +105,29 @@ def start_process_group(device: str) -> None:
         without_shared_memory_op()
     backend = "nccl" if device == "cuda" else "gloo"
     deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+
+
+def require_collectives(job: TrainJob) -> None:
+    """Try what the job will ask of gloo, which learned bf16 and whole-tensor gathering after torch 2.1.
+
+    Raises:
+        JobError: this one has not.
+    """
+    import torch
+    import torch.distributed as dist
+
+    dtype = torch.bfloat16 if job.training.precision == "bf16" else torch.float32
+    one = torch.zeros(1, dtype=dtype)
+    try:
+        dist.all_reduce(one)
+        if job.stage == 3:
+            dist.all_gather_into_tensor(one.new_zeros(dist.get_world_size()), one)
+    except RuntimeError as error:
+        raise JobError(
+            f"training.precision {job.training.precision} with deepspeed.stage {job.stage}: torch "
+            f"{torch.__version__} cannot do that on CPUs ({error}); use fp32 and stage 0 or 2, or an image "
+            "with a newer torch"
+        ) from error
 
 
 def build_loop(

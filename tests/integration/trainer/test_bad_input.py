@@ -47,9 +47,13 @@ def foreign_tokenizer(model: Path, _: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["some text of another project"] * 5),
         model_prefix=str(model / "tokenizer"),
-        model_type="char",
-        vocab_size=24,
+        model_type="bpe",
+        byte_fallback=True,
+        vocab_size=300,
         hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<eod>", "<pad>"],
         minloglevel=2,
     )
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):

@@ -69,5 +69,5 @@ def _check_dropped(location: DatasetLocation, training: Training, expected: int,
     if kept == 0 or dropped > location.max_invalid_fraction * expected:
         raise DatasetError(
             f"{location.path}: {dropped} of {expected} sequences have no answer left within "
-            f"training.maxLength {training.max_length}; raise it, or allow them with dataset.maxInvalidFraction"
+            f"training.maxLength {training.max_length}; raise it or dataset.maxInvalidFraction"
         )
