@@ -30,6 +30,9 @@ def main(arguments: list[str]) -> int:
         codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
         replace(workspace.exits, json.dumps(codes))
         return 1
+    except Exception as error:
+        replace(workspace.agent_error, f"{type(error).__name__}: {error}")
+        raise
     return 0
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from yuan2_trainer.data.order import Position
@@ -120,16 +119,6 @@ def restore(engine: Any, found: Found) -> None:
         for kind, view in fragment.views.items():
             reader.fill(view, fragment.name, kind, fragment.start)
     set_step(engine, found.manifest.step)
-
-
-def load_master_weights(model: torch.nn.Module, found: Found) -> None:
-    """Set a model's trainable weights from a checkpoint, rounded to the model's type as an optimizer step
-    rounds them."""
-    reader = ShardReader(found)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(reader.full(name))
 
 
 def start_optimizer(engine: Any) -> None:

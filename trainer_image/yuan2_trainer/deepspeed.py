@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from yuan2_core.contract import Training
+from yuan2_core.contract import Training, TrainJob
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,12 +129,19 @@ def build_optimizer(model: nn.Module, training: Training, device: str) -> Optimi
     return AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=device == "cuda")
 
 
-def build_engine(model: nn.Module, training: Training, stage: int, device: str) -> Any:
-    """`deepspeed.initialize` for a loaded model; the process group exists already."""
-    import deepspeed
+def job_config(job: TrainJob) -> dict[str, Any]:
+    """`engine_config` of a job, for the DeepSpeed that is installed."""
     from deepspeed.runtime import engine as engine_module
 
     own_wrapper = not hasattr(engine_module, "DDP_BFLOAT16")
-    config = engine_config(training, stage, device, own_wrapper)
-    optimizer = build_optimizer(model, training, device)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    return engine_config(job.training, job.stage, job.launch.device, own_wrapper)
+
+
+def build_engine(model: nn.Module, job: TrainJob) -> Any:
+    """`deepspeed.initialize` for a loaded model; the process group exists already."""
+    import deepspeed
+
+    optimizer = build_optimizer(model, job.training, job.launch.device)
+    return deepspeed.initialize(
+        model=model, optimizer=optimizer, config=job_config(job), dist_init_required=False
+    )[0]

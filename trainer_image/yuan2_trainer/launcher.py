@@ -194,6 +194,9 @@ class Launcher:
         codes = {
             int(rank): code for rank, code in json.loads(read_text(self.workspace.exits) or "{}").items()
         }
+        trouble = read_text(self.workspace.agent_error)
+        if trouble is not None and not outcomes:
+            return outcome_of(RuntimeError(f"the pods did not find each other: {trouble}"))
         first = self.rank * self.job.launch.processes_per_node
         return combine(outcomes, codes, range(first, first + self.job.launch.processes_per_node))
 

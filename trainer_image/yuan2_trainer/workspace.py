@@ -47,6 +47,11 @@ class Workspace:
         """Exit codes of the ranks as torchrun saw them."""
         return self.root / "exits.json"
 
+    @property
+    def agent_error(self) -> Path:
+        """Why torchrun itself gave up, if it did."""
+        return self.root / "agent-error.txt"
+
     def outcome(self, rank: int) -> Path:
         """How a rank ended, in its own words."""
         return self.root / f"outcome-{rank}.json"
