@@ -29,11 +29,8 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         job: what to train.
         found: the checkpoint to go on from, or `None` for the first step.
     """
-    model = (
-        load_partitioned(job)
-        if job.stage == 3
-        else load_model(job.model.path, DTYPES[job.training.precision])
-    )
+    dtype = DTYPES[job.training.precision]
+    model = load_partitioned(job, dtype) if job.stage == 3 else load_model(job.model.path, dtype)
     if found is not None:
         reader = ShardReader(found)
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -41,7 +38,7 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         fill(model, ((name, reader.full(name)) for name in names))
     model.config.use_cache = False
     if job.training.gradient_checkpointing:
-        # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again when it computes a layer again.
+        # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again with the layer.
         model.gradient_checkpointing_enable({"use_reentrant": job.stage == 3})
         if job.stage == 3:
             model.enable_input_require_grads()
@@ -54,12 +51,12 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
     return engine
 
 
-def load_partitioned(job: TrainJob) -> Yuan2ForCausalLM:
+def load_partitioned(job: TrainJob, dtype: torch.dtype) -> Yuan2ForCausalLM:
     """The model cut over the ranks as ZeRO-3 keeps it: no rank ever holds more than one whole tensor."""
     import deepspeed
 
     facts = check_model_directory(Path(job.model.path))
-    with deepspeed.zero.Init(config_dict_or_path=job_config(job), dtype=DTYPES[job.training.precision]):
+    with deepspeed.zero.Init(config_dict_or_path=job_config(job), dtype=dtype):
         model = Yuan2ForCausalLM(load_config(facts))
     tied = facts.dimensions.tie_word_embeddings
     fill(model, (item for item in read_tensors(facts) if not (tied and item[0] == HEAD)))
@@ -67,7 +64,7 @@ def load_partitioned(job: TrainJob) -> Yuan2ForCausalLM:
 
 
 def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
-    """Set parameters by name; under ZeRO-3 rank 0's values are spread, and all ranks must pass the same names."""
+    """Set parameters by name; under ZeRO-3 rank 0's values are spread, and all ranks pass the same names."""
     import deepspeed
 
     parameters = dict(model.named_parameters())
