@@ -14,6 +14,8 @@ Change = Callable[[Run], Iterator[Run]]
 
 MOST_NODES: Final = 64
 """More pods than this are not suggested."""
+HOST_MEMORY: Final = 1e12
+"""Bytes of a node's memory that a suggested offload may take: an assumption (servers of eight GPUs have it)."""
 
 
 def fits(run: Run) -> bool | None:
@@ -27,7 +29,7 @@ def advise(run: Run) -> str:
         return ""
     needed, present = spoken_gb(gpu_memory(run).needed), spoken_gb(run.gpu.memory_bytes)
     cause = f"about {needed} per GPU, but an {run.gpu.name} has {present}"
-    better = next((found for found in _candidates(run) if fits(found)), None)
+    better = next((found for found in _candidates(run) if _workable(found)), None)
     if better is None:
         return f"{cause}: no setting makes it fit; use GPUs with more memory or shorten training.maxLength"
     better = _without_needless(run, better)
@@ -65,13 +67,17 @@ def _together(run: Run, options: tuple[Change, ...]) -> Iterator[Run]:
         run = last
 
 
+def _workable(run: Run) -> bool:
+    return bool(fits(run)) and host_memory(run) * run.gpus_per_node <= HOST_MEMORY
+
+
 def _without_needless(before: Run, after: Run) -> Run:
     """Take back the early changes of a combination where the later ones make it fit alone."""
     if after.nodes == before.nodes:
         kept = replace(after, micro_batch=before.micro_batch, accumulation=before.accumulation)
-        after = kept if fits(kept) else after
+        after = kept if _workable(kept) else after
     kept = replace(after, checkpointing=before.checkpointing)
-    return kept if fits(kept) else after
+    return kept if _workable(kept) else after
 
 
 def _smaller_micro_batch(run: Run) -> Iterator[Run]:
@@ -88,8 +94,6 @@ def _checkpointing(run: Run) -> Iterator[Run]:
 
 
 def _higher_stage(run: Run) -> Iterator[Run]:
-    if run.world == 1:
-        return
     higher: dict[Stage, tuple[Stage, ...]] = {0: (2, 3), 2: (3,), 3: ()}
     for stage in higher[run.stage]:
         if not (stage == 3 and run.method == "qlora"):
