@@ -15,7 +15,7 @@ Change = Callable[[Run], Iterator[Run]]
 MOST_NODES: Final = 64
 """More pods than this are not suggested."""
 HOST_MEMORY: Final = 1e12
-"""Bytes of a node's memory that a suggested offload may take: an assumption (servers of eight GPUs have it)."""
+"""Bytes of a node's memory that a suggested offload may take: an assumption, a spec does not say."""
 
 
 def fits(run: Run) -> bool | None:
