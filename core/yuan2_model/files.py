@@ -155,7 +155,9 @@ def read_safetensors_header(path: Path) -> dict[str, TensorFact]:
             for name, entry in header.items()
         }
         expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except OSError as error:
+        raise ModelFilesError(f"{path}: cannot be read ({error.strerror}); let this user read it") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ModelFilesError(
             f"{path}: not a safetensors file or truncated ({error}); copy it again"
         ) from None

@@ -29,6 +29,7 @@ from yuan2_model.files import (
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_READABLE = 0o644
 _WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 
 
@@ -118,6 +119,8 @@ def _write_shard(path: Path, group: Mapping[str, Tensor]) -> None:
         if (number := re.search(r"os error (\d+)", str(error))) is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    # The library makes files that only their writer may read; a model is read by other pods and people.
+    path.chmod(_READABLE)
     _sync(path)
 
 

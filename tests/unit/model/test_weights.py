@@ -389,6 +389,15 @@ class TestDamage:
         (single / "config.json").write_text(content)
         assert message(single).startswith(f"{single}/config.json: ")
 
+    def test_a_file_that_may_not_be_opened(self, single: Path) -> None:
+        weights = single / "model.safetensors"
+        weights.unlink()
+        weights.mkdir()  # root may read every file, but nobody a directory as one
+        assert message(single) == f"{weights}: cannot be read (Is a directory); let this user read it"
+
+    def test_others_may_read_what_was_written(self, single: Path) -> None:
+        assert (single / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
     def test_no_directory(self, tmp_path: Path) -> None:
         assert message(tmp_path / "absent") == f"{tmp_path}/absent: no such model directory"
 
