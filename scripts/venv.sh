@@ -19,7 +19,7 @@ started=$SECONDS
 rm -rf "$directory"
 export UV_CACHE_DIR=$cache/uv
 "$uv" venv -q --python "$(command -v "$python")" "$directory"
-"$uv" pip install -q --python "$directory/bin/python" --require-hashes -r "$lock"
+"$uv" pip install -q --compile-bytecode --python "$directory/bin/python" --require-hashes -r "$lock"
 # The packages of this repository are used from where they stand.
 site=$("$directory/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 for folder in core operator trainer_image server_image deploy/local deploy/demo; do

@@ -40,6 +40,7 @@ def _break_inputs(directory: Path, model: Path) -> None:
     tensors = load_file(weights)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, weights)
+    weights.chmod(0o644)
     shutil.copytree(model, directory / "no-sep")
     _without_sep(directory / "no-sep")
 
@@ -50,9 +51,9 @@ def _without_sep(directory: Path) -> None:
 
     for path in directory.glob("*token*"):
         path.unlink()
-    words = " ".join(message["value"] for record in conversations(60) for message in record["conversations"])
+    words = [message["value"] for record in conversations(60) for message in record["conversations"]]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([words]),
+        sentence_iterator=iter(words),
         model_prefix=str(directory / "tokenizer"),
         vocab_size=60,
         hard_vocab_limit=False,

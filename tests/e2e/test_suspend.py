@@ -63,8 +63,8 @@ def test_suspended_and_resumed_equals_unbroken(bench: tuple[Namespace, Path]) ->
     status = made.status("y2ft", "broken")
     assert status["restarts"] == 0
     assert status["resumedFromStep"] >= 30
-    assert len(losses(directory / "broken")) == STEPS
-    assert losses(directory / "broken") == losses(directory / "unbroken")
+    assert len(losses(directory / "out" / "broken")) == STEPS
+    assert losses(directory / "out" / "broken") == losses(directory / "out" / "unbroken")
 
 
 @pytest.mark.node
@@ -77,4 +77,4 @@ def test_a_deleted_pod_is_a_disruption(bench: tuple[Namespace, Path]) -> None:
     status = made.status("y2ft", "robbed")
     assert status["restarts"] == 0
     assert [attempt["outcome"] for attempt in status["attempts"]] == ["Disrupted", "Succeeded"]
-    assert len(losses(directory / "robbed")) == STEPS
+    assert len(losses(directory / "out" / "robbed")) == STEPS

@@ -102,7 +102,8 @@ def claim(name: str, size: str = "2Gi") -> Object:
 
 
 def finetune(name: str, **changes: Any) -> Object:
-    """A small Yuan2FineTune on CPU: model `models/model`, data `models/data.json`, output `models/NAME`.
+    """A small Yuan2FineTune on CPU: model `models/model`, data `models/data.json`, output
+    `models/out/NAME`.
 
     `changes` replace or extend sections of the spec by their YAML names.
     """
@@ -124,7 +125,7 @@ def finetune(name: str, **changes: Any) -> Object:
             "sharedMemory": "64Mi",
             "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
         },
-        "output": source(name),
+        "output": source(f"out/{name}"),
     }
     for section, values in changes.items():
         spec[section] = {**spec.get(section, {}), **values}
