@@ -105,6 +105,8 @@ class Builder:
         self._cache = cache
         self._environ = environ
         self._base_image = environ.get("BASE_IMAGE", "")
+        # Taken once: a tree that changes during a build changes the next build's tags.
+        self._tags = {name: image_tag(name, self._base_image) for name in IMAGES}
         self._outside = environ.get("REGISTRY", "").rstrip("/")
         if not self._outside and is_foreign(environ):
             raise ClusterError(
@@ -115,7 +117,7 @@ class Builder:
 
     def ensure_pushed(self, name: str) -> str:
         """The reference of an image that is in the registry now."""
-        tag = image_tag(name, self._base_image)
+        tag = self._tags[name]
         reference = f"{self._registry}/yuan2/{name}:{tag}"
         if not self._outside and has_image(self._registry, f"yuan2/{name}", tag):
             return reference
@@ -133,9 +135,7 @@ class Builder:
         """After a new base, remove what was built on the old one from the loopback registry."""
         if self._replaced_base and not self._outside:
             with exclusive(self._cache.images_lock):
-                prune_registry(
-                    self._cache, {f"yuan2/{name}:{image_tag(name, self._base_image)}" for name in IMAGES}
-                )
+                prune_registry(self._cache, {f"yuan2/{name}:{tag}" for name, tag in self._tags.items()})
 
     def _push_flags(self) -> list[str]:
         # An outside registry gets what every container runtime reads; the loopback one gets what is fastest.
@@ -144,38 +144,32 @@ class Builder:
         return ["--tls-verify=false", "--compression-format", "zstd", "--compression-level", "1"]
 
     def _ensure_built(self, name: str) -> str:
-        local = f"localhost/yuan2/{name}:{image_tag(name, self._base_image)}"
+        local = f"localhost/yuan2/{name}:{self._tags[name]}"
         if self._has(local):
             return local
         image = IMAGES[name]
         arguments = self._download_arguments()
         if image.base:
-            base = (
-                self._base_image
-                if image.base == "base" and self._base_image
-                else self._ensure_built(image.base)
-            )
+            named = self._base_image if image.base == "base" else ""
+            base = named or self._ensure_built(image.base)
             arguments += ["--build-arg", f"{image.base_argument}={base}"]
         else:
             ensure_rootfs(self._cache)
         self._buildah("rm", "--all")
-        with step(f"build {name}"), tempfile.TemporaryDirectory(dir=self._scratch()) as folder:
-            context = REPOSITORY if image.whole_tree else self._context(image, Path(folder))
-            log = self._cache.buildah / f"{name}.log"
-            log.unlink(missing_ok=True)
-            argv = [
-                "bud",
-                "--isolation",
-                "chroot",
-                "--pull=false",
-                f"--layers={str(image.whole_tree).lower()}",
-                "-t",
-                local,
-                *arguments,
-            ]
-            self._buildah(*argv, "-f", str(REPOSITORY / image.dockerfile), str(context), log=log)
+        with step(f"build {name}"):
+            self._bud(image, local, arguments)
         self._forget_older(name, local)
         return local
+
+    def _bud(self, image: Image, local: str, arguments: list[str]) -> None:
+        log = self._cache.buildah / f"{image.name}.log"
+        log.unlink(missing_ok=True)
+        # Intermediate layers of the bases would double gigabytes; ours spare installing packages again.
+        argv = ["--isolation=chroot", "--pull=false", f"--layers={str(image.whole_tree).lower()}", *arguments]
+        with tempfile.TemporaryDirectory(dir=self._scratch()) as folder:
+            context = REPOSITORY if image.whole_tree else self._context(image, Path(folder))
+            dockerfile = str(REPOSITORY / image.dockerfile)
+            self._buildah("bud", *argv, "-t", local, "-f", dockerfile, str(context), log=log)
 
     def _context(self, image: Image, folder: Path) -> Path:
         for path in image.inputs:
