@@ -39,6 +39,9 @@ WORKER_START_SECONDS = 1800
 WORKER_GRACE_SECONDS = 120
 """A worker that drains may finish an answer."""
 API_GRACE_SECONDS = 60
+CONTROLLER_GRACE_SECONDS = 3
+"""FastChat's controller closes its port on SIGTERM but never ends (its heart-beat thread is no daemon), and its
+successor waits for its end."""
 
 ROLL_WITH_SURGE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 ROLL_IN_PLACE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
@@ -123,9 +126,8 @@ def controller(plan: ServicePlan) -> Manifest:
         env={"FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": str(HEARTBEAT_EXPIRATION_SECONDS), "LOGDIR": ""},
         probes=pods.probes("/test_connection", "/test_connection"),
     )
-    return _deployment(
-        plan, COMPONENT_CONTROLLER, pods.pod_spec(plan.spec, container), replicas=1, strategy=RECREATE
-    )
+    spec = pods.pod_spec(plan.spec, container, grace_seconds=CONTROLLER_GRACE_SECONDS)
+    return _deployment(plan, COMPONENT_CONTROLLER, spec, replicas=1, strategy=RECREATE)
 
 
 def worker(plan: ServicePlan) -> Manifest:
