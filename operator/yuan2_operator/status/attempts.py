@@ -139,13 +139,17 @@ def restart_at(ledger: Ledger) -> datetime | None:
 
 
 def unwanted(ledger: Ledger, world: World) -> list[int]:
-    """Attempts whose Jobs must go: ended for us but not for Kubernetes, or too old to keep for their logs."""
+    """Attempts whose Jobs must go: ended for us but not for Kubernetes, or too old to keep for their logs.
+
+    An invalid one ends by itself, through the Job's podFailurePolicy, and its logs are worth keeping.
+    """
     opened = ledger.open.number if ledger.open is not None else None
+    invalid = {attempt.number for attempt in ledger.attempts if attempt.outcome == "Invalid"}
     gone: list[int] = []
     for number, view in sorted(world.views.items()):
         if view.job is None or view.job.deleting or number == opened:
             continue
-        if not view.job.finishing or number <= ledger.number - JOBS_KEPT:
+        if not (view.job.finishing or number in invalid) or number <= ledger.number - JOBS_KEPT:
             gone.append(number)
     return gone
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from yuan2_model import (
     writing,
 )
 from yuan2_model.dimensions import tensor_shapes
+from yuan2_model.files import read_safetensors_header
 
 from .conftest import make_config
 
@@ -389,11 +391,17 @@ class TestDamage:
         (single / "config.json").write_text(content)
         assert message(single).startswith(f"{single}/config.json: ")
 
-    def test_a_file_that_may_not_be_opened(self, single: Path) -> None:
+    def test_a_file_that_may_not_be_opened(self, single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         weights = single / "model.safetensors"
-        weights.unlink()
-        weights.mkdir()  # root may read every file, but nobody a directory as one
-        assert message(single) == f"{weights}: cannot be read (Is a directory); let this user read it"
+
+        def refuse(path: Path, *_: object) -> None:  # root, who may run this test, is refused nothing
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", refuse)
+            with pytest.raises(ModelFilesError) as caught:
+                read_safetensors_header(weights)
+        assert str(caught.value) == f"{weights}: cannot be read (Permission denied); let this user read it"
 
     def test_others_may_read_what_was_written(self, single: Path) -> None:
         assert (single / "model.safetensors").stat().st_mode & 0o777 == 0o644

@@ -180,6 +180,12 @@ def test_old_jobs_go_and_the_last_two_stay_for_their_logs():
     assert unwanted(ledger, World(done)) == [1, 2]
 
 
+def test_an_invalid_attempt_keeps_its_job_and_so_its_logs():
+    attempt = Attempt(number=1, outcome="Invalid")
+    seen_before_the_job_controller = World({1: AttemptView(1, JobFacts("x-1", 1))})
+    assert unwanted(Ledger(attempts=(attempt,), number=1), seen_before_the_job_controller) == []
+
+
 def test_a_wiped_status_is_made_anew_from_the_jobs():
     views = {
         3: AttemptView(3, JobFacts("x-3", 3, created=START, failing=True, restarts=1)),
