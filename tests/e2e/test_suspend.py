@@ -11,9 +11,10 @@ import pytest
 from tests.support.cluster import TestCluster
 from tests.support.journey import Namespace, finetune, namespace
 from tests.support.training import losses, write_data, write_model
+from yuan2_local.errors import ClusterError
 
 SECONDS = 240.0
-STEPS = 400
+STEPS = 1000
 RUN = {"training": {"maxSteps": STEPS}, "checkpoint": {"everySteps": 25, "keep": 2}}
 
 
@@ -32,12 +33,13 @@ def reach(made: Namespace, name: str, step: int) -> None:
 
 def _step(made: Namespace, name: str) -> int:
     """Of rank 0's own word, through the API server's proxy as a user's tool would ask it."""
-    for pod in made.list("pods", f"yuan2.dev/finetune={name}"):
-        if pod["metadata"]["name"].endswith("-0") and pod["status"].get("phase") == "Running":
+    selector = f"yuan2.dev/finetune={name},batch.kubernetes.io/job-completion-index=0"
+    for pod in made.list("pods", selector):
+        if pod["status"].get("phase") == "Running":
             path = f"/api/v1/namespaces/{made.name}/pods/{pod['metadata']['name']}:9390/proxy/progress"
             try:
                 return int(json.loads(made.kubectl("get", "--raw", path))["step"])
-            except Exception:  # noqa: BLE001 - the pod may be starting or ending
+            except ClusterError:  # the pod is starting or ending
                 return 0
     return 0
 
