@@ -1,6 +1,6 @@
 """`make bench-path`: the whole path in numbers, measured on the example as a user runs it.
 
-The images are present before anything is timed. A running cluster is used; otherwise one is started and removed.
+The images are present before anything is timed. A running cluster is used; otherwise one is started.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ WORKER_GRACE_SECONDS = 120
 """A worker that drains may finish an answer."""
 API_GRACE_SECONDS = 60
 CONTROLLER_GRACE_SECONDS = 3
-"""FastChat's controller closes its port on SIGTERM but never ends (its heart-beat thread is no daemon), and its
-successor waits for its end."""
+"""FastChat's controller closes its port on SIGTERM but never ends (its heart-beat thread is no daemon),
+and its successor waits for its end."""
 
 ROLL_WITH_SURGE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 ROLL_IN_PLACE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
