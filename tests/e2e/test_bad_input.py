@@ -55,7 +55,8 @@ def _without_sep(directory: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(words),
         model_prefix=str(directory / "tokenizer"),
-        vocab_size=60,
+        vocab_size=320,
+        byte_fallback=True,
         hard_vocab_limit=False,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,

@@ -76,7 +76,9 @@ def trained(example: Namespace) -> Namespace:
     """The example trained, with a rank killed on the way and the operator replaced at the same moment."""
     example.apply(manifest("finetune"), manifest("service"))
     example.until("a checkpoint", lambda: example.status("y2ft", "identity").get("lastCheckpointStep"), 400)
-    example.kubectl("exec", "identity-1-1", "-c", "pytorch", "--", "python", "-c", KILL_RANKS)
+    example.kubectl(
+        "exec", example.running_pod("identity", 1), "-c", "pytorch", "--", "python", "-c", KILL_RANKS
+    )
     operator = ("pods", "-l", f"app.kubernetes.io/name={install.OPERATOR}", "--wait=false")
     example.cluster.kubectl("-n", install.OPERATOR_NAMESPACE, "delete", *operator)
     example.wait("y2ft/identity", "Complete", TRAINING_SECONDS)

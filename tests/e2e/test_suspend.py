@@ -33,15 +33,14 @@ def reach(made: Namespace, name: str, step: int) -> None:
 
 def _step(made: Namespace, name: str) -> int:
     """Of rank 0's own word, through the API server's proxy as a user's tool would ask it."""
-    selector = f"yuan2.dev/finetune={name},batch.kubernetes.io/job-completion-index=0"
-    for pod in made.list("pods", selector):
-        if pod["status"].get("phase") == "Running":
-            path = f"/api/v1/namespaces/{made.name}/pods/{pod['metadata']['name']}:9390/proxy/progress"
-            try:
-                return int(json.loads(made.kubectl("get", "--raw", path))["step"])
-            except ClusterError:  # the pod is starting or ending
-                return 0
-    return 0
+    pod = made.running_pod(name, 0)
+    if not pod:
+        return 0
+    try:
+        path = f"/api/v1/namespaces/{made.name}/pods/{pod}:9390/proxy/progress"
+        return int(json.loads(made.kubectl("get", "--raw", path))["step"])
+    except ClusterError:  # the pod is starting or ending
+        return 0
 
 
 def patch(made: Namespace, name: str, suspend: bool) -> None:
@@ -57,7 +56,7 @@ def test_suspended_and_resumed_equals_unbroken(bench: tuple[Namespace, Path]) ->
     patch(made, "broken", suspend=True)
     made.wait("y2ft/broken", "Suspended", 120)
     assert made.status("y2ft", "broken")["phase"] == "Suspended"
-    assert not made.list("pods", "yuan2.dev/finetune=broken")
+    assert not made.running_pod("broken", 0)
 
     patch(made, "broken", suspend=False)
     made.wait("y2ft/broken", "Complete", SECONDS)
@@ -74,7 +73,7 @@ def test_a_deleted_pod_is_a_disruption(bench: tuple[Namespace, Path]) -> None:
     made, directory = bench
     made.apply(finetune("robbed", **RUN))
     reach(made, "robbed", 30)
-    made.kubectl("delete", "pod", "robbed-1-0", "--wait=false")
+    made.kubectl("delete", "pod", made.running_pod("robbed", 0), "--wait=false")
     made.wait("y2ft/robbed", "Complete", SECONDS)
     status = made.status("y2ft", "robbed")
     assert status["restarts"] == 0

@@ -77,6 +77,12 @@ class Namespace:
         conditions = self.status(kind, name).get("conditions", [])
         return next((entry for entry in conditions if entry["type"] == condition), {})
 
+    def running_pod(self, finetune: str, index: int) -> str:
+        """Name of the pod of one node rank that runs now; "" while there is none."""
+        selector = f"yuan2.dev/finetune={finetune},batch.kubernetes.io/job-completion-index={index}"
+        pods = [pod for pod in self.list("pods", selector) if pod["status"].get("phase") == "Running"]
+        return str(pods[0]["metadata"]["name"]) if pods else ""
+
     def claim(self, name: str, size: str = "2Gi", tmpfs: bool = False) -> Path:
         """A bound claim; returns the directory behind it."""
         directory = self.cluster.volume(f"{self.name}/{name}", size, tmpfs)
