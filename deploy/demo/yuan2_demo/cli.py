@@ -92,9 +92,10 @@ def summary(terminal: Terminal, target: Target, kubectl: Kubectl, run: Training,
         terminal.line(
             f"trained to loss {run.loss:.4f} at {run.tokens_per_second:,.0f} tokens/s; look around:"
         )
-    folder = str(Path(kubectl.program).parent)
-    on_path = folder in os.environ.get("PATH", "").split(os.pathsep)
-    terminal.line(f"  export KUBECONFIG={target.kubeconfig}" + ("" if on_path else f" PATH={folder}:$PATH"))
+    folder = Path(kubectl.program).parent
+    on_path = str(folder) in os.environ.get("PATH", "").split(os.pathsep)
+    path = "" if on_path else f" PATH={below_home(folder)}:$PATH"
+    terminal.line(f"  export KUBECONFIG={below_home(target.kubeconfig)}{path}")
     terminal.line(f"  kubectl -n {install.NAMESPACE} get y2ft,y2svc,pods")
     terminal.line(f"  kubectl -n {install.NAMESPACE} describe y2ft {install.NAME}")
     terminal.line(f"  kubectl -n {install.NAMESPACE} logs job/{install.NAME}-1")
@@ -103,6 +104,11 @@ def summary(terminal: Terminal, target: Target, kubectl: Kubectl, run: Training,
     else:
         terminal.line(f"  kubectl -n {install.NAMESPACE} port-forward service/{install.NAME}-api 8505")
     terminal.line("  make demo-down   # removes every trace")
+
+
+def below_home(path: Path) -> str:
+    """A path as people type it: with ~ where it lies in their home."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def down(target: Target) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from yuan2_demo import install, status
+from yuan2_demo.cli import below_home
 from yuan2_demo.errors import DemoError
 from yuan2_demo.target import choose
 from yuan2_demo.terminal import Terminal, clip, columns, seconds
@@ -152,6 +154,11 @@ def test_only_what_carries_the_label_is_the_demos() -> None:
     assert install.installed_by_demo(install.namespace())
     assert not install.installed_by_demo({"metadata": {"name": "yuan2-demo"}})
     assert not install.installed_by_demo(None)
+
+
+def test_paths_below_home_are_shown_as_people_type_them() -> None:
+    assert below_home(Path.home() / ".cache/yuan2/bin") == "~/.cache/yuan2/bin"
+    assert below_home(Path("/var/lib/yuan2/kubeconfig")) == "/var/lib/yuan2/kubeconfig"
 
 
 def test_the_target_is_local_unless_a_foreign_kubeconfig_and_a_registry_are_named(tmp_path: Any) -> None:
