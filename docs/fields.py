@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             if "--check" not in argv:
                 path.write_text(wanted, "utf-8")
     if stale and "--check" in argv:
-        print(f"{', '.join(stale)}: the tables are not those of crds/; run `python docs/fields.py`")
+        sys.stderr.write(f"{', '.join(stale)}: not the tables of crds/; run `python docs/fields.py`\n")
         return 1
     return 0
 
