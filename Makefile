@@ -44,6 +44,7 @@ lint: $(VENV)/.ok ## Format, lint, types, layers, generated files
 	$(VENV)/bin/mypy
 	PYTHONPATH=$(PATHS) $(VENV)/bin/lint-imports
 	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd --check crds
+	$(PY) docs/fields.py --check
 	$(PY) scripts/sizes.py
 
 unit: $(VENV)/.ok ## Unit and golden tests
@@ -61,6 +62,7 @@ e2e: $(VENV)/.ok ## On the real node
 .PHONY: verify format lock
 verify: format ## Regenerate what is generated, then require that nothing changed
 	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd crds
+	$(PY) docs/fields.py
 	git diff --exit-code
 
 format: $(VENV)/.ok ## Format the code

@@ -23,8 +23,9 @@ RECORDS = load_records(install.EXAMPLE / "conversations.json")
 KILL_RANKS = """
 import os, pathlib, signal
 for entry in pathlib.Path('/proc').iterdir():
-    if entry.name.isdigit() and b'yuan2_trainer.rank' in (entry / 'cmdline').read_bytes():
-        os.kill(int(entry.name), signal.SIGKILL)
+    if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if b'yuan2_trainer.rank' in (entry / 'cmdline').read_bytes():
+            os.kill(int(entry.name), signal.SIGKILL)
 """
 INVERT_LABELS = """
 import yuan2_core.conversation as conversation
