@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 JOB_FILE = PurePosixPath("/etc/yuan2/job.json")
@@ -39,11 +39,21 @@ EXIT_PREEMPTED = 75
 EXIT_INVALID = 78
 """The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
 
+
+def _without_fp16(value: object) -> object:
+    if value == "fp16":
+        raise ValueError(
+            "fp16 cannot train Yuan 2.0: its weights are bf16, whose range fp16 does not have, so that activations "
+            "and gradients overflow; use bf16, or fp32 where a GPU has no bf16"
+        )
+    return value
+
+
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
 DatasetFormat = Literal["auto", "fastchat", "alpaca", "belle"]
 Schedule = Literal["cosine", "linear", "constant"]
-TrainPrecision = Literal["bf16", "fp32"]
+TrainPrecision = Annotated[Literal["bf16", "fp32"], BeforeValidator(_without_fp16)]
 ServePrecision = Literal["bf16", "fp16", "fp32"]
 Device = Literal["cuda", "cpu"]
 Offload = Literal["none", "optimizer", "parameters"]
@@ -337,5 +347,7 @@ class ServeJob(Contract):
     """What clients put into `model`."""
     model_path: str
     """Directory with config.json, weights and tokenizer in the published layout."""
+    adapter_path: str | None = None
+    """A LoRA adapter in PEFT's layout, merged into the model when it is loaded."""
     worker: WorkerJob
     api: ApiJob
