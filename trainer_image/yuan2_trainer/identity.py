@@ -7,7 +7,14 @@ from typing import Any
 
 from yuan2_core.contract import TrainJob
 
-_FREE = ("microBatchSize", "gradientAccumulationSteps", "gradientCheckpointing")
+_FREE = (
+    "microBatchSize",
+    "gradientAccumulationSteps",
+    "gradientCheckpointing",
+    "gradientCheckpointingEvery",
+    "packing",
+    "tf32",
+)
 """Fields of `training` that may change between attempts: they decide how fast a step is, not what is
 learned from which sample."""
 

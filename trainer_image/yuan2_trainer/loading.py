@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from yuan2_core.contract import TrainJob
-from yuan2_model import load_model
+from yuan2_model import Yuan2ForCausalLM, load_model
 from yuan2_trainer.checkpoint import load_master_weights, restore, start_optimizer
 from yuan2_trainer.deepspeed import build_engine
 from yuan2_trainer.manifest import Found
+from yuan2_trainer.methods import adapter_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -23,20 +24,42 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         job: what to train.
         found: the checkpoint to go on from, or `None` for the first step.
     """
-    model = load_model(Path(job.model.path), dtype=DTYPES[job.training.precision])
+    model = load_for_training(job)
     if found is not None:
         load_master_weights(model, found)
     model.config.use_cache = False
     if job.training.gradient_checkpointing:
-        # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again when it computes a
-        # layer again.
-        model.gradient_checkpointing_enable({"use_reentrant": job.stage == 3})
-        if job.stage == 3:
-            model.enable_input_require_grads()
+        _compute_layers_again(model, job)
     model.train()
-    engine = build_engine(model, job.training, job.stage, job.launch.device)
+    engine = build_engine(model, job)
     if found is None:
         start_optimizer(engine)
     else:
         restore(engine, found)
     return engine
+
+
+def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
+    """The model with what its method trains: everything, or an adapter beside frozen weights."""
+    adapter = adapter_of(job.method)
+    if job.method.qlora is not None:
+        from yuan2_trainer.quantised import load_quantised
+
+        # Quantised where it stays: what moves later is a quarter of the size.
+        model = load_quantised(Path(job.model.path), torch.device(job.launch.device))
+    else:
+        model = load_model(Path(job.model.path), dtype=DTYPES[job.training.precision])
+    if adapter is not None:
+        from yuan2_trainer.adapters import add_adapter
+
+        model = add_adapter(model, adapter, job.model.path)
+    return model
+
+
+def _compute_layers_again(model: Yuan2ForCausalLM, job: TrainJob) -> None:
+    # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again when it computes a
+    # layer again. It needs inputs with a gradient, which a frozen embedding does not give either.
+    model.gradient_checkpointing_enable({"use_reentrant": job.stage == 3})
+    model.model.checkpoint_every = job.training.gradient_checkpointing_every
+    if job.stage == 3:
+        model.enable_input_require_grads()
