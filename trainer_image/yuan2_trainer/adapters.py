@@ -6,19 +6,18 @@ DeepSpeed see the same class in every method.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from yuan2_core.contract import LoRA
 from yuan2_model import Yuan2Config, Yuan2ForCausalLM
+from yuan2_model.adapters import ADAPTER_WEIGHTS, merge_layers
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """What PEFT's own wrapper puts before the names of the model's parameters."""
 _ADAPTER = "default"
@@ -95,20 +94,6 @@ def merged_weights(state: Mapping[str, Tensor], config: Yuan2Config, adapter: Lo
         add_adapter(model, adapter, "")
     model.load_state_dict(dict(state), strict=False, assign=True)
     model.tie_weights()
-    for _, layer in adapted_layers(model):
-        base = layer.get_base_layer()
-        dtype = base.weight.dtype
-        layer.float()
-        layer.merge()
-        base.to(dtype)
+    merge_layers(model)
     named = ((name, item) for name, item in model.named_parameters() if not is_adapter(name))
     return {published_name(name): parameter.detach() for name, parameter in named}
-
-
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """PEFT's layers by name."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
