@@ -130,7 +130,7 @@ class Training(Contract):
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest sequence in tokens; a longer one loses its oldest turns."""
     micro_batch_size: PositiveInt = 4
-    """Sequences a process takes through the model at once."""
+    """Sequences a process takes through the model at once; with `packing`, rows of `maxLength` at most."""
     gradient_accumulation_steps: PositiveInt = 4
     """Micro batches of each process that make one optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
@@ -146,7 +146,8 @@ class Training(Contract):
     schedule: Schedule = "cosine"
     """What the learning rate does after the warm-up."""
     packing: bool = True
-    """Put several sequences into one row of `maxLength` tokens, each seeing only itself; off, rows are padded."""
+    """Put several sequences into one row of up to `maxLength` tokens, each seeing only itself; off, rows are
+    padded. A batch counts sequences either way, so that only the time of a step changes."""
     gradient_checkpointing: bool = True
     """Keep only each layer's input and compute the layer again in the backward pass."""
     gradient_checkpointing_every: PositiveInt = 1

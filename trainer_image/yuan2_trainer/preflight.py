@@ -14,7 +14,8 @@ from yuan2_core.presets import config_differences
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import check_model_directory
 from yuan2_model.dimensions import Dimensions
-from yuan2_trainer.data.prepare import Beat, Prepared, prepare
+from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
+from yuan2_trainer.data.rendering import Beat
 from yuan2_trainer.deepspeed import check_deepspeed
 from yuan2_trainer.manifest import BYTES_PER_PARAMETER
 from yuan2_trainer.methods import check_method, check_schedule, trainable_parameters
@@ -38,7 +39,8 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     dimensions = check_model(job)
     tokenizer = check_tokenizer(job, dimensions)
     check_output(job, dimensions)
-    prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat)
+    cache = data_cache(job.output)
+    prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat, cache)
     if prepared.longest > dimensions.max_position_embeddings:
         raise JobError(
             f"training.maxLength {job.training.max_length}: a sequence has {prepared.longest} tokens, "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yuan2_core.contract import EXIT_COMPLETE, EXIT_CRASHED, TrainJob
-from yuan2_trainer.data.prepare import Prepared
+from yuan2_trainer.data.prepare import Prepared, discard_cache
 from yuan2_trainer.deepspeed import prepare_environment, without_shared_memory_op
 from yuan2_trainer.logs import configure_logging
 from yuan2_trainer.outcome import JobError, Outcome, outcome_of
@@ -81,6 +81,8 @@ def train(workspace: Workspace) -> str:
     if loop.tracker is not None:
         loop.tracker.update(state="complete")
     dist.barrier()
+    if dist.get_rank() == 0:
+        discard_cache(job.output)
     return f"{position.step} steps done; {exported}"
 
 
@@ -139,6 +141,7 @@ def build_loop(
         pad_id=prepared.pad_id,
         max_length=job.training.max_length,
         max_grad_norm=job.training.max_grad_norm,
+        packing=job.training.packing,
     )
     last_checkpoint = None if found is None else position.step
     loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, last_checkpoint)

@@ -239,3 +239,22 @@ def test_an_unknown_loss_mode_is_refused(tokenizer: Yuan2Tokenizer) -> None:
 def test_a_prompt_without_room_is_refused(tokenizer: Yuan2Tokenizer) -> None:
     with pytest.raises(ValueError, match="max_length: 0"):
         render_prompt([{"role": "user", "content": "Hi"}], tokenizer, max_length=0)
+
+
+@given(
+    turns=st.lists(st.tuples(texts, texts), min_size=2, max_size=4), system=texts, limit=st.integers(1, 60)
+)
+def test_shared_prompts_are_those_of_each_sample_alone(
+    tokenizer: Yuan2Tokenizer, turns: list[tuple[str, str]], system: str, limit: int
+) -> None:
+    said = [Turn(*turn) for turn in turns]
+    for length in (None, limit):
+        together = render(Conversation.of_turns(said, system or None), tokenizer, "split_example", length)
+        alone = [
+            sequence
+            for end in range(1, len(said) + 1)
+            for sequence in render(
+                Conversation.of_turns(said[:end], system or None), tokenizer, "last_response", length
+            )
+        ]
+        assert together == alone
