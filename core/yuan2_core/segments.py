@@ -113,7 +113,7 @@ class EncodedText:
 
 def _code_points(text: str) -> NDArray[np.uint32]:
     """Characters as numbers, spaces as pieces have them."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).copy()
+    codes: NDArray[np.uint32] = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).copy()
     codes[codes == ord(" ")] = _SPACE
     return codes
 
@@ -121,4 +121,5 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 def _places(codes: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Place of each pair of neighbours in the table (multiplicative hashing, Knuth)."""
     mixed: NDArray[np.uint32] = codes[:-1] * np.uint32(0x9E3779B1) + codes[1:] * np.uint32(0x85EBCA6B)
-    return np.right_shift(mixed, np.uint32(32 - _TABLE_BITS))
+    mixed >>= np.uint32(32 - _TABLE_BITS)
+    return mixed
