@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from yuan2_core.contract import LossMode
 from yuan2_core.errors import MessageError
 from yuan2_core.messages import Message, MessageLike, Turn, read_dialogue
-from yuan2_core.segments import Ids
+from yuan2_core.segments import BYTES_OF_ID, Ids, id_bytes
 from yuan2_core.tokenizer import Yuan2Tokenizer
 
 __all__ = [
@@ -39,6 +39,9 @@ IGNORED: Final = -100
 
 SEPARATOR: Final = "<n>"
 """Stands between messages. It is text, not a token, and never learned."""
+
+_SHARED_FROM: Final = 512
+"""Characters of a conversation from which its prompts are encoded together: below, one by one is faster."""
 
 
 @dataclass(frozen=True, init=False)
@@ -211,7 +214,7 @@ def render_prompt(
     script = _Script(dialogue.system, (*dialogue.turns, Turn(dialogue.question, "")), tokenizer, shared=False)
     prompt = _fit(script, len(script.turns), max_length)
     assert prompt is not None  # <sep> alone fits any max_length
-    ids: list[int] = prompt.ids.tolist()
+    ids: list[int] = np.frombuffer(prompt.ids, dtype=np.int32).tolist()
     return ids
 
 
@@ -230,24 +233,24 @@ class _Script:
         self.head = f"{system}\n" if system else ""
         self.text = self.head + SEPARATOR.join(part for turn in turns for part in turn)
         self.parts = _part_borders(len(self.head), turns)
-        self._encoded = tokenizer.read(self.text) if shared else None
+        self._encoded = tokenizer.read(self.text) if shared and len(self.text) > _SHARED_FROM else None
+        self._sep, self._eod = id_bytes(tokenizer.sep_id), id_bytes(tokenizer.eod_id)
 
-    def answer(self, end: int) -> Ids:
+    def answer(self, end: int) -> bytes:
         """The answer of turn `end`, and `<eod>`."""
-        first, last = self.parts[2 * end - 1]
-        return np.append(self._ids(first, last), np.int32(self.tokenizer.eod_id))
+        return self._ids(*self.parts[2 * end - 1]) + self._eod
 
-    def prompt(self, start: int, end: int) -> Ids:
+    def prompt(self, start: int, end: int) -> bytes:
         """Turns from `start` (0-based) up to the question of turn `end`, and `<sep>`.
 
         The system prompt stands before them, unless `start` is `end`, which leaves the question alone.
         """
         first, last = self.parts[2 * min(start, end - 1)][0], self.parts[2 * end - 2][1]
         if self.head and 0 < start < end:
-            ids = self.tokenizer.encode_array(self.head + self.text[first:last], structure=False)
+            ids = self.tokenizer.encode_bytes(self.head + self.text[first:last], structure=False)
         else:
             ids = self._ids(first if start else 0, last)
-        return np.append(ids, np.int32(self.tokenizer.sep_id))
+        return ids + self._sep
 
     def answers_in_prompt(self, start: int, end: int) -> NDArray[np.int32]:
         """Spans of the answers in `prompt(start, end)`: a token counts where its first byte does."""
@@ -263,17 +266,17 @@ class _Script:
             offset = first + answer + len(SEPARATOR)
         return np.searchsorted(starts, borders).astype(np.int32).reshape(-1, 2)
 
-    def _ids(self, first: int, last: int) -> Ids:
+    def _ids(self, first: int, last: int) -> bytes:
         if self._encoded is None:
-            return self.tokenizer.encode_array(self.text[first:last], structure=False)
+            return self.tokenizer.encode_bytes(self.text[first:last], structure=False)
         return self._encoded.part(first, last)
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt that fits: its ids, the turn it begins with, and the tokens cut off at its left."""
+    """A prompt that fits: its ids (int32 bytes), the turn it begins with, the tokens cut off at its left."""
 
-    ids: Ids
+    ids: bytes
     start: int
     cut: int = 0
 
@@ -281,15 +284,15 @@ class _Prompt:
 def _sequence(script: _Script, end: int, max_length: int | None, loss: LossMode) -> Spans | None:
     """The sequence that ends with the answer of turn `end`; None when no label fits."""
     answer = script.answer(end)
-    prompt = _fit(script, end, None if max_length is None else max_length - len(answer))
+    prompt = _fit(script, end, None if max_length is None else max_length - len(answer) // BYTES_OF_ID)
     if prompt is None:
         return None
-    size = len(prompt.ids)
-    learned = np.asarray([[size, size + len(answer)]], dtype=np.int32)
+    ids = np.frombuffer(prompt.ids + answer, dtype=np.int32)
+    learned = np.array([[len(prompt.ids) // BYTES_OF_ID, len(ids)]], dtype=np.int32)
     if loss == "efficient" and end > 1:
         earlier = np.maximum(script.answers_in_prompt(prompt.start, end) - prompt.cut, 0)
         learned = np.concatenate((earlier[earlier[:, 0] < earlier[:, 1]], learned))
-    return Spans(np.concatenate((prompt.ids, answer)), learned)
+    return Spans(ids, learned)
 
 
 def _fit(script: _Script, end: int, budget: int | None) -> _Prompt | None:
@@ -298,17 +301,17 @@ def _fit(script: _Script, end: int, budget: int | None) -> _Prompt | None:
     Its oldest turns go one by one, then the system prompt, then the beginning of the question.
     """
     whole = script.prompt(0, end)
-    if budget is None or len(whole) <= budget:
+    if budget is None or len(whole) <= BYTES_OF_ID * budget:
         return _Prompt(whole, 0)
     if budget < 1:
         return None
     cuts = range(end + 1 if script.head else end)
     # Each cut is shorter than the one before it, so the first that fits can be searched by halves.
-    found = bisect_left(cuts, True, key=lambda start: len(script.prompt(start, end)) <= budget)
+    found = bisect_left(cuts, True, key=lambda start: len(script.prompt(start, end)) <= BYTES_OF_ID * budget)
     if found < len(cuts):
         return _Prompt(script.prompt(found, end), found)
     last = script.prompt(cuts[-1], end)
-    return _Prompt(last[-budget:], cuts[-1], len(last) - budget)
+    return _Prompt(last[-BYTES_OF_ID * budget :], cuts[-1], len(last) // BYTES_OF_ID - budget)
 
 
 def _part_borders(offset: int, turns: Sequence[Turn]) -> list[tuple[int, int]]:

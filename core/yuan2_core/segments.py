@@ -7,7 +7,10 @@ a border comes before nearly every word, and words repeat: most of a text costs 
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -18,10 +21,13 @@ from yuan2_core.sentencepiece_model import without_dummy_prefix
 
 Ids = NDArray[np.int32]
 
+BYTES_OF_ID: Final = 4
 _SPACE: Final = 0x2581
 """What a space is written as in pieces."""
 _TABLE_BITS: Final = 20
 """Size of the table of neighbours: 1 MiB; two pairs that share a place only hide a border."""
+_SHORT: Final = 64
+"""Characters up to which a text is one segment: encoding it costs less than looking for its borders."""
 _REMEMBERED_LENGTH: Final = 32
 """Characters of the longest segment that is remembered."""
 _REMEMBERED: Final = 1 << 16
@@ -62,9 +68,13 @@ class SegmentEncoder:
             # The line end that parts the pieces makes pairs of its own, which only hide borders.
             self._neighbours[_places(_code_points("\n".join(pieces)))] = True
 
-    def encode(self, text: str) -> Ids:
-        """Ids of a text, its dummy space included; nothing for an empty text."""
-        return self._raw(self._prefix + text) if text else np.zeros(0, dtype=np.int32)
+    def encode(self, text: str) -> bytes:
+        """Ids of a text as int32 bytes, its dummy space included; nothing for an empty text."""
+        return self._raw(self._prefix + text) if text else b""
+
+    def continue_with(self, text: str) -> bytes:
+        """Ids of a text that follows a border."""
+        return self._raw(text) if text else b""
 
     def read(self, text: str) -> EncodedText:
         """Encode a text whose parts will be wanted as texts of their own."""
@@ -81,8 +91,10 @@ class SegmentEncoder:
         cuts = (text[first:last] for first, last in zip([0, *borders], [*borders, len(text)], strict=True))
         return list(map(self._memory.__getitem__, cuts))
 
-    def _raw(self, text: str) -> Ids:
-        return np.frombuffer(b"".join(self.segments(text, self.borders(text))), dtype=np.int32)
+    def _raw(self, text: str) -> bytes:
+        if len(text) <= _SHORT:
+            return self._memory[text]
+        return b"".join(self.segments(text, self.borders(text)))
 
 
 class EncodedText:
@@ -91,24 +103,26 @@ class EncodedText:
     def __init__(self, encoder: SegmentEncoder, text: str) -> None:
         self._encoder = encoder
         self._text = text
-        self._borders = np.asarray(encoder.borders(text), dtype=np.int64)
-        segments = encoder.segments(text, self._borders.tolist())
-        self._ids = np.frombuffer(b"".join(segments), dtype=np.int32)
-        self._counts = np.cumsum([len(ids) // 4 for ids in segments])
-        """Ids before each border, and of the whole text."""
+        self._borders = encoder.borders(text)
+        segments = encoder.segments(text, self._borders)
+        self._ids = b"".join(segments)
+        self._ends = list(accumulate(map(len, segments)))
+        """Bytes of ids before each border, and of the whole text."""
 
-    def part(self, first: int, last: int) -> Ids:
+    def part(self, first: int, last: int) -> bytes:
         """What `encode(text[first:last])` gives: only what lies beside its first and last border is new."""
-        if last <= first:
-            return np.zeros(0, dtype=np.int32)
-        begin = int(np.searchsorted(self._borders, first, side="right"))
-        end = int(np.searchsorted(self._borders, last, side="right")) - 1
+        begin = bisect_right(self._borders, first)
+        end = bisect_right(self._borders, last) - 1
         if end <= begin:
             return self._encoder.encode(self._text[first:last])
-        head = self._encoder.encode(self._text[first : int(self._borders[begin])])
-        middle = self._ids[int(self._counts[begin]) : int(self._counts[end])]
-        tail = self._encoder.segments(self._text[int(self._borders[end]) : last], ())
-        return np.concatenate((head, middle, np.frombuffer(b"".join(tail), dtype=np.int32)))
+        head = self._encoder.encode(self._text[first : self._borders[begin]])
+        tail = self._encoder.continue_with(self._text[self._borders[end] : last])
+        return b"".join((head, self._ids[self._ends[begin] : self._ends[end]], tail))
+
+
+def id_bytes(token: int) -> bytes:
+    """One id as int32 bytes."""
+    return token.to_bytes(BYTES_OF_ID, sys.byteorder)
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

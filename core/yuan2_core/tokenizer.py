@@ -16,7 +16,7 @@ import numpy as np
 import sentencepiece
 
 from yuan2_core.errors import TokenizerError
-from yuan2_core.segments import EncodedText, Ids, SegmentEncoder
+from yuan2_core.segments import EncodedText, Ids, SegmentEncoder, id_bytes
 from yuan2_core.sentencepiece_model import ModelSpec, read_spec
 from yuan2_core.special_tokens import EOD, PAD, SEP, SPECIAL_TOKENS, STRUCTURE
 from yuan2_core.tokenizer_files import MODEL_FILE, read_added_tokens, write_tokenizer
@@ -108,11 +108,14 @@ class Yuan2Tokenizer:
 
     def encode_array(self, text: str, *, structure: bool = True) -> Ids:
         """Token ids of a text as int32; otherwise `encode`."""
-        parts = [
-            self._encoder.encode(chunk) if special is None else np.asarray([special], dtype=np.int32)
+        return np.frombuffer(self.encode_bytes(text, structure=structure), dtype=np.int32)
+
+    def encode_bytes(self, text: str, *, structure: bool = True) -> bytes:
+        """Token ids of a text as the bytes of int32; otherwise `encode`."""
+        return b"".join(
+            self._encoder.encode(chunk) if special is None else id_bytes(special)
             for chunk, special in self._split(text, structure)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, dtype=np.int32)])
+        )
 
     def read(self, text: str) -> EncodedText | None:
         """A text encoded once for all its parts (`structure` False); None where a special token is in it."""
@@ -129,7 +132,7 @@ class Yuan2Tokenizer:
         offset = 0
         for chunk, special in self._split(text, structure):
             if special is None:
-                chunk_ids: list[int] = self._encoder.encode(chunk).tolist()
+                chunk_ids = np.frombuffer(self._encoder.encode(chunk), dtype=np.int32).tolist()
                 ids += chunk_ids
                 starts += [offset + start for start in self._starts(chunk_ids, chunk)]
             else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yuan2_core import conversation as renderer
 from yuan2_core.contract import LossMode
 from yuan2_core.conversation import (
     IGNORED,
@@ -249,7 +252,8 @@ def test_shared_prompts_are_those_of_each_sample_alone(
 ) -> None:
     said = [Turn(*turn) for turn in turns]
     for length in (None, limit):
-        together = render(Conversation.of_turns(said, system or None), tokenizer, "split_example", length)
+        with patch.object(renderer, "_SHARED_FROM", 0):
+            together = render(Conversation.of_turns(said, system or None), tokenizer, "split_example", length)
         alone = [
             sequence
             for end in range(1, len(said) + 1)
