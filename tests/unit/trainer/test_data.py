@@ -119,3 +119,10 @@ def test_refused_records_are_counted_as_dropped(tmp_path: Path, tokenizer: Yuan2
     with pytest.raises(DatasetError, match="record 2, output"):
         prepare_at(path, tmp_path / "store", tokenizer)
     assert prepare_at(path, tmp_path / "store", tokenizer, fraction=0.5).dropped_samples == 1
+
+
+def test_a_file_whose_answers_are_all_too_long_is_refused(tmp_path: Path, tokenizer: Yuan2Tokenizer) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([{"instruction": "wind", "output": "air " * 100}]))
+    with pytest.raises(DatasetError, match="1 of 1 sequences have no answer left"):
+        prepare_at(path, tmp_path / "store", tokenizer, fraction=1.0, max_length=8)

@@ -20,6 +20,7 @@ from yuan2_core.conversation import IGNORED, Spans
 __all__ = ["Block", "IGNORED", "SampleStore", "StoreWriter", "write_store"]
 
 _TOKENS = "tokens.bin"
+_ARRAYS = ("offsets", "lengths", "spans", "span_offsets", "labelled")
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,14 @@ class SampleStore:
 
     @classmethod
     def open(cls, directory: Path) -> SampleStore:
-        lengths = np.load(directory / "lengths.npy")
-        spans = np.load(directory / "spans.npy", mmap_mode="r")
-        span_offsets = _offsets(np.load(directory / "span_counts.npy"))
-        offsets = _offsets(lengths)
-        shape = (int(offsets[-1]),)
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        total = int(arrays["offsets"][-1])
         tokens: NDArray[np.int32] = (
-            np.memmap(directory / _TOKENS, np.int32, mode="r", shape=shape)
-            if shape[0]
+            np.memmap(directory / _TOKENS, np.int32, mode="r", shape=(total,))
+            if total
             else np.zeros(0, np.int32)
         )
-        return cls(tokens, offsets, lengths, spans, span_offsets, _count_labels(spans, span_offsets))
+        return cls(tokens, **arrays)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -117,12 +115,13 @@ class StoreWriter:
         Returns:
             SHA-256 over tokens, lengths and spans: what is trained on, whatever file it came from.
         """
-        joined = {
-            "lengths": np.concatenate([np.zeros(0, np.int32), *(b.lengths for b in self._blocks)]),
-            "spans": np.concatenate([np.zeros((0, 2), np.int32), *(b.spans for b in self._blocks)]),
-            "span_counts": np.concatenate([np.zeros(0, np.int32), *(b.span_counts for b in self._blocks)]),
-        }
-        for name, array in joined.items():
+        lengths = np.concatenate([np.zeros(0, np.int32), *(b.lengths for b in self._blocks)])
+        spans = np.concatenate([np.zeros((0, 2), np.int32), *(b.spans for b in self._blocks)])
+        span_offsets = _offsets(
+            np.concatenate([np.zeros(0, np.int32), *(b.span_counts for b in self._blocks)])
+        )
+        arrays = (_offsets(lengths), lengths, spans, span_offsets, _count_labels(spans, span_offsets))
+        for name, array in zip(_ARRAYS, arrays, strict=True):
             self._digest.update(np.ascontiguousarray(array).data)
             with (self.directory / f"{name}.npy").open("wb") as file:
                 np.save(file, array)
