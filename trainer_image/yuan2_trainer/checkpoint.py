@@ -28,6 +28,7 @@ from yuan2_trainer.manifest import (
     verify_file,
 )
 from yuan2_trainer.outcome import Outcome, OutputFullError, outcome_of
+from yuan2_trainer.partitioned import changed_on_all_ranks
 from yuan2_trainer.shards import ShardReader, shard_name, write_shard
 
 Warn = Callable[[str], None]
@@ -129,7 +130,8 @@ def load_master_weights(model: torch.nn.Module, found: Found) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(reader.full(name))
+                with changed_on_all_ranks(parameter):
+                    parameter.copy_(reader.full(name))
 
 
 def start_optimizer(engine: Any) -> None:

@@ -164,7 +164,7 @@ def merged(ours: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def engine_config(job: TrainJob, own_bf16_wrapper: bool) -> dict[str, Any]:
+def engine_config(job: TrainJob, own_bf16_wrapper: bool = False) -> dict[str, Any]:
     """The configuration as DeepSpeed reads it.
 
     Args:

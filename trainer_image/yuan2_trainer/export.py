@@ -7,7 +7,6 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_trainer.adapters import is_adapter, merged_weights, save_adapter
 from yuan2_trainer.checkpoint import sync_directory
 from yuan2_trainer.methods import adapter_of
+from yuan2_trainer.partitioned import gathered
 from yuan2_trainer.quantised import dequantised
 from yuan2_trainer.workspace import read_text, replace
 
@@ -109,7 +109,7 @@ def gather_weights(engine: Any, only: Callable[[str], bool] = lambda _: True) ->
     for name, parameter in engine.module.named_parameters():
         if not only(name):
             continue
-        with _gathered(parameter):
+        with gathered(parameter):
             if keep:
                 state[name] = dequantised(parameter).to("cpu", copy=True)
     return state
@@ -165,11 +165,3 @@ def completed_step(job: TrainJob, identity: dict[str, Any]) -> int | None:
         return int(record["step"]) if done else None
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _gathered(parameter: Any) -> Any:
-    if not hasattr(parameter, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter])

@@ -10,9 +10,10 @@ import torch
 from yuan2_core.contract import TrainJob
 from yuan2_model import Yuan2ForCausalLM, load_model
 from yuan2_trainer.checkpoint import load_master_weights, restore, start_optimizer
-from yuan2_trainer.deepspeed import build_engine
+from yuan2_trainer.deepspeed import build_engine, engine_config
 from yuan2_trainer.manifest import Found
 from yuan2_trainer.methods import adapter_of
+from yuan2_trainer.partitioned import load_partitioned
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -47,11 +48,14 @@ def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
 
         # Quantised where it stays: what moves later is a quarter of the size.
         model = load_quantised(Path(job.model.path), torch.device(job.launch.device))
+    elif job.stage == 3:
+        model = load_partitioned(Path(job.model.path), DTYPES[job.training.precision], engine_config(job))
     else:
         model = load_model(Path(job.model.path), dtype=DTYPES[job.training.precision])
     if adapter is not None:
         from yuan2_trainer.adapters import add_adapter
 
+        torch.manual_seed(job.training.seed)  # the same first matrices however the model was loaded
         model = add_adapter(model, adapter, job.model.path)
     return model
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job, metrics
 from yuan2_core.contract import LoRA
+from yuan2_trainer.methods import BITSANDBYTES_FOR_CPU, missing_package
 
 Train = Callable[..., Path]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -28,8 +29,8 @@ QLORA: dict[str, Any] = {**LORA, "method": {"qlora": {"target_modules": ALL}}, "
 DORA: dict[str, Any] = {**LORA, "method": {"lora": {"dora": True, "rs_lora": True}}}
 
 needs_4_bits = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("bitsandbytes") is None,
-    reason="bitsandbytes is not installed here",
+    missing_package("bitsandbytes", BITSANDBYTES_FOR_CPU) is not None,
+    reason="no bitsandbytes for a CPU",
 )
 
 
