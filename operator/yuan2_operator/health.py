@@ -26,7 +26,9 @@ async def serve(port: int, *, healthy: Check, ready: Check) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, port=port).start()
-    logger.info("health and metrics on port %s", ", ".join(str(address[1]) for address in runner.addresses))
+    # A free port (0) is another one for IPv4 and IPv6.
+    places = ", ".join(f"{address[0]}:{address[1]}" for address in runner.addresses)
+    logger.info("health and metrics on %s", places)
     return runner
 
 

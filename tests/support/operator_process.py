@@ -97,7 +97,7 @@ class Operator:
 
     def api_requests(self) -> dict[tuple[str, str], int]:
         """Requests to the API server so far, by verb and resource; watches are not counted."""
-        port = re.findall(r"health and metrics on port (\d+)", self.text())[-1]
+        port = re.findall(r"health and metrics on .*?0\.0\.0\.0:(\d+)", self.text())[-1]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
             text = response.read().decode()
         pattern = re.compile(
