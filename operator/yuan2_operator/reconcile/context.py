@@ -6,7 +6,11 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from typing import TypeVar
 
+from pydantic import ValidationError
+
+from yuan2_operator.api.schema import Status
 from yuan2_operator.apply import Applier, key_of
 from yuan2_operator.cache import Cache, Object
 from yuan2_operator.client import EVENTS, ApiError, Client, Conflict, Resource
@@ -17,6 +21,9 @@ from yuan2_operator.status.events import Event, event_manifest
 from yuan2_operator.status.patch import merge_patch
 
 logger = logging.getLogger(__name__)
+
+
+S = TypeVar("S", bound=Status)
 
 
 def utc_now() -> datetime:
@@ -57,3 +64,17 @@ class Context:
                 continue
             except ApiError as error:
                 logger.warning("event %s of %s/%s: %s", event.reason, owner.namespace, owner.name, error)
+
+
+def read_status(model: type[S], body: Object) -> tuple[S, Object]:
+    """The status of a resource, and the object that a patch of it starts from.
+
+    A status that cannot be read (another version wrote it) counts as none, and its fields are overwritten.
+    """
+    raw: Object = body.get("status") or {}
+    try:
+        status = model.model_validate(raw)
+    except ValidationError as error:
+        logger.warning("%s: status cannot be read and is made anew: %s", body["metadata"]["name"], error)
+        return model(), raw
+    return status, status.to_api()

@@ -25,7 +25,8 @@ from yuan2_operator.plan.finetune import (
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.queue import Key
-from yuan2_operator.reconcile.context import Context
+from yuan2_operator.reconcile.context import Context, read_status
+from yuan2_operator.reconcile.refusal import refuse_spec
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, unwanted
 from yuan2_operator.status.conditions import Verdict
 from yuan2_operator.status.events import attempt_events, condition_events
@@ -45,6 +46,8 @@ class Subject:
     owner: Owner
     spec: FineTuneSpec
     prior: FineTuneStatus
+    before: Object
+    """The prior status as the API has it."""
     now: datetime
 
 
@@ -76,7 +79,16 @@ class FineTuneReconciler:
             self._written.pop(key, None)
             self._heard.pop(key, None)
             return None
-        subject = self._subject(body)
+        owner = Owner.of({"kind": KIND_FINETUNE, **body})
+        try:
+            spec = FineTuneSpec.model_validate(body["spec"])
+        except ValidationError as error:
+            await refuse_spec(self._context, FINETUNES, owner, body, error)
+            return None
+        prior, before = read_status(FineTuneStatus, body)
+        return await self._pass(key, Subject(owner, spec, prior, before, self._context.clock()))
+
+    async def _pass(self, key: Key, subject: Subject) -> float | None:
         world = await self._observe(subject)
         progress = await self._progress(key, subject, world)
         world = replace(world, idle_seconds=self._idle(key, subject, world, progress))
@@ -102,14 +114,6 @@ class FineTuneReconciler:
         )
         rhythm = Rhythm(self._context.settings.poll_seconds, self._context.settings.missing_seconds)
         return next_look(subject.spec.run_policy, status, outlook, rhythm, subject.now)
-
-    def _subject(self, body: Object) -> Subject:
-        return Subject(
-            owner=Owner.of({"kind": KIND_FINETUNE, **body}),
-            spec=FineTuneSpec.model_validate(body["spec"]),
-            prior=_prior_status(body),
-            now=self._context.clock(),
-        )
 
     async def _observe(self, subject: Subject) -> World:
         """Jobs and pods from the cache; a Job that is missing there is looked for where it cannot be."""
@@ -204,7 +208,7 @@ class FineTuneReconciler:
         prior, status = subject.prior, compose(subject.spec, subject.prior, finding, subject.now)
         if not worth_writing(prior, status, self._written.get(key), subject.now):
             return status
-        await self._context.write_status(FINETUNES, subject.owner, prior.to_api(), status.to_api())
+        await self._context.write_status(FINETUNES, subject.owner, subject.before, status.to_api())
         self._written[key] = Written(status.step or 0, subject.now)
         attempts = attempt_events(prior.attempts, status.attempts)
         await self._context.tell(
@@ -264,15 +268,6 @@ def _trainer(ledger: Ledger, world: World) -> PodFacts | None:
 def _acceptance(subject: Subject) -> Verdict:
     """The condition Accepted of a run that has begun: it was accepted then."""
     return Verdict(CONDITION_ACCEPTED, "True", Reason.VALID, summary(subject.spec))
-
-
-def _prior_status(body: Object) -> FineTuneStatus:
-    """The status as it was written; one that cannot be read (somebody edited it) counts as none."""
-    try:
-        return FineTuneStatus.model_validate(body.get("status") or {})
-    except ValidationError as error:
-        logger.warning("%s: status cannot be read and is made anew: %s", body["metadata"]["name"], error)
-        return FineTuneStatus()
 
 
 def _rfc3339(moment: datetime) -> str:

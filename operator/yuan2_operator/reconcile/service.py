@@ -17,7 +17,8 @@ from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.plan.service import ServicePlan, plan_service, references, served_model
 from yuan2_operator.queue import Key
-from yuan2_operator.reconcile.context import Context
+from yuan2_operator.reconcile.context import Context, read_status
+from yuan2_operator.reconcile.refusal import refuse_spec
 from yuan2_operator.status.events import condition_events
 from yuan2_operator.status.service import ServiceObservation, service_status
 
@@ -38,12 +39,17 @@ class ServiceReconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             return None
         owner = Owner.of({"kind": KIND_SERVICE, **body})
-        spec, prior = ServiceSpec.model_validate(body["spec"]), _prior_status(body)
+        try:
+            spec = ServiceSpec.model_validate(body["spec"])
+        except ValidationError as error:
+            await refuse_spec(self._context, YUAN_SERVICES, owner, body, error)
+            return None
+        prior, before = read_status(ServiceStatus, body)
         decision = await self._decide(owner, spec, prior)
         decision = await self._apply(owner, decision)
         status = service_status(owner, spec, decision, self._observe(owner), prior, now=self._context.clock())
         if status != prior:
-            await self._context.write_status(YUAN_SERVICES, owner, prior.to_api(), status.to_api())
+            await self._context.write_status(YUAN_SERVICES, owner, before, status.to_api())
             await self._context.tell(owner, condition_events(prior.conditions, status.conditions))
         return _next_look(decision, self._context.settings.missing_seconds)
 
@@ -66,7 +72,7 @@ class ServiceReconciler:
             return None
         key = Key(KIND_FINETUNE, owner.namespace, reference.name)
         body = self._context.cache.itself(FINETUNES.plural, key)
-        return None if body is None else FineTuneStatus.model_validate(body.get("status") or {})
+        return None if body is None else read_status(FineTuneStatus, body)[0]
 
     async def _apply(self, owner: Owner, decision: ServicePlan | Rejection) -> ServicePlan | Rejection:
         """Have the children exist; what the cluster refuses becomes the sentence of `Accepted`."""
@@ -101,12 +107,3 @@ def _next_look(decision: ServicePlan | Rejection, missing_seconds: float) -> flo
         # The FineTune is watched: its next change brings this service back.
         return None
     return TROUBLE_SECONDS if decision.reason == Reason.RECONCILE_FAILED else missing_seconds
-
-
-def _prior_status(body: Object) -> ServiceStatus:
-    """The status as it was written; one that cannot be read (somebody edited it) counts as none."""
-    try:
-        return ServiceStatus.model_validate(body.get("status") or {})
-    except ValidationError as error:
-        logger.warning("%s: status cannot be read and is made anew: %s", body["metadata"]["name"], error)
-        return ServiceStatus()

@@ -248,7 +248,8 @@ def test_deletion_takes_the_children_along(run):
     run.create()
     run.run()
     run.cluster.client.delete(f"{run.root}/alpaca")
-    wait_for("the pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"])
+    # The garbage collector looks for kinds that were installed after its start every 30 s.
+    wait_for("the pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"], 75)
     for pod in run.pods():
         run.node.confirm_deletion(pod)
     wait_for(

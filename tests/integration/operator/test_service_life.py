@@ -1,0 +1,169 @@
+"""The life of a Yuan2Service on the real control plane; only node and kubelet are played."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.operator.finetune_bench import Bench, bench
+from tests.support.kubelet import wait_for
+
+pytestmark = pytest.mark.cluster
+
+NAME = "assistant"
+
+
+class Service:
+    """Handles of one Yuan2Service beside the FineTune of a bench."""
+
+    def __init__(self, run: Bench) -> None:
+        self.run, self.client = run, run.cluster.client
+        self.root = f"/apis/yuan2.dev/v1alpha1/namespaces/{run.namespace}/yuan2services"
+
+    def create(self, **spec: Any) -> None:
+        body = {
+            "apiVersion": "yuan2.dev/v1alpha1",
+            "kind": "Yuan2Service",
+            "metadata": {"name": NAME, "namespace": self.run.namespace},
+            "spec": {"model": {"name": "yuan2", "fineTuneRef": {"name": "alpaca"}}, **spec},
+        }
+        self.client.create(self.root, body)
+
+    def patch(self, **spec: Any) -> None:
+        self.client.merge(f"{self.root}/{NAME}", {"spec": spec})
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.client.get(f"{self.root}/{NAME}").get("status", {})
+
+    def wait_condition(self, kind: str, status: str, reason: str | None = None) -> dict[str, Any]:
+        def look() -> dict[str, Any]:
+            conditions = self.status.get("conditions", ())
+            found = next((entry for entry in conditions if entry["type"] == kind), {})
+            return found if found.get("status") == status and reason in (None, found["reason"]) else {}
+
+        return wait_for(f"{kind}={status} {reason or ''}", look)
+
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        items = self.client.get(f"/apis/apps/v1/namespaces/{self.run.namespace}/deployments")["items"]
+        return {deployment["metadata"]["name"]: deployment for deployment in items}
+
+    def pods(self, count: int) -> list[dict[str, Any]]:
+        def look() -> list[dict[str, Any]]:
+            pods = self.run.node.pods(self.run.namespace, f"yuan2.dev/service={NAME}")
+            return pods if len(pods) == count else []
+
+        return wait_for(f"{count} pods of the service", look)
+
+    def run_pods(self, count: int = 3) -> None:
+        for pod in self.pods(count):
+            if pod["status"]["phase"] == "Pending":
+                self.run.node.run(pod)
+
+
+@pytest.fixture
+def service(control_plane: Any, operator: Any, node: Any) -> Iterator[Service]:
+    with bench(control_plane, operator, node) as run:
+        yield Service(run)
+
+
+def train(service: Service) -> None:
+    """The FineTune that the service names runs to its end."""
+    run = service.run
+    run.create(workers={"replicas": 1})
+    for pod in run.run(count=1):
+        run.node.end(pod, 0, run.termination("Complete", "done", step=100))
+    run.wait_condition("Complete", "True")
+
+
+def test_a_service_waits_for_its_finetune_and_serves_what_it_made(service):
+    service.create()
+    refused = service.wait_condition("Accepted", "False", "FineTuneNotFound")
+    assert "Yuan2FineTune alpaca does not exist" in refused["message"]
+    assert service.deployments() == {}
+    service.run.create(workers={"replicas": 1})
+    service.wait_condition("Accepted", "False", "FineTuneNotComplete")
+    for pod in service.run.run(count=1):
+        service.run.node.end(pod, 0, service.run.termination("Complete", "done", step=100))
+    service.wait_condition("Accepted", "True")
+    service.run_pods()
+    service.wait_condition("Ready", "True")
+    status = service.status
+    assert (status["workers"], status["readyWorkers"]) == ("1/1", 1)
+    assert status["url"] == f"http://{NAME}-api.{service.run.namespace}.svc:8505/v1"
+    assert (status["model"]["claimName"], status["model"]["path"]) == ("models", "tuned/model")
+    assert set(service.deployments()) == {f"{NAME}-controller", f"{NAME}-worker", f"{NAME}-api"}
+    run = service.run
+    run.cluster.kubectl("wait", "--for=condition=Ready", f"y2svc/{NAME}", "-n", run.namespace, "--timeout=5s")
+
+
+def test_what_is_as_it_should_be_is_not_applied_again(service):
+    train(service)
+    service.create()
+    service.run_pods()
+    service.wait_condition("Ready", "True")
+    before = service.run.operator.api_requests()
+    service.client.merge(f"{service.root}/{NAME}", {"metadata": {"labels": {"seen": "again"}}})
+    service.client.merge(f"{service.run.root}/alpaca", {"metadata": {"labels": {"seen": "again"}}})
+    service.patch(worker={"replicas": 2})
+    wait_for("two workers", lambda: service.deployments()[f"{NAME}-worker"]["spec"]["replicas"] == 2)
+    service.pods(4)
+    after = service.run.operator.api_requests()
+    applied = {key: after[key] - before.get(key, 0) for key in after if key[0] == "apply"}
+    changed = {resource: count for (_, resource), count in applied.items() if count}
+    assert changed == {"deployments": 1}
+
+
+def test_scale_is_honoured_through_the_subresource(service):
+    train(service)
+    service.create()
+    service.pods(3)
+    run = service.run
+    run.cluster.kubectl("scale", f"y2svc/{NAME}", "--replicas=3", "-n", run.namespace)
+    wait_for("three workers", lambda: service.deployments()[f"{NAME}-worker"]["spec"]["replicas"] == 3)
+
+
+def test_a_deployment_changed_by_hand_is_repaired(service):
+    train(service)
+    service.create()
+    service.pods(3)
+    path = f"/apis/apps/v1/namespaces/{service.run.namespace}/deployments/{NAME}-api"
+    service.client.merge(path, {"spec": {"replicas": 5}})
+    wait_for("the repair", lambda: service.client.get(path)["spec"]["replicas"] == 1)
+
+
+def test_an_operator_killed_midway_makes_nothing_twice(service):
+    train(service)
+    service.create()
+    before = {name: made["metadata"]["uid"] for name, made in wait_for("all", service.deployments).items()}
+    service.run.operator.kill()
+    service.run.operator.start()
+    service.run_pods()
+    service.wait_condition("Ready", "True")
+    after = {name: made["metadata"]["uid"] for name, made in service.deployments().items()}
+    assert before.items() <= after.items()
+    assert len(after) == 3
+
+
+def test_a_missing_secret_is_named_and_picked_up(service):
+    train(service)
+    service.create(api={"keysSecret": {"name": "keys"}})
+    assert "Secret keys" in service.wait_condition("Accepted", "False", "SecretNotFound")["message"]
+    path = f"/api/v1/namespaces/{service.run.namespace}/secrets"
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"a": "sk-1"}}
+    service.client.create(path, body)
+    service.wait_condition("Accepted", "True")
+    service.pods(3)
+
+
+def test_deletion_takes_the_children_along_and_leaves_the_finetune(service):
+    train(service)
+    service.create()
+    service.pods(3)
+    service.client.delete(f"{service.root}/{NAME}")
+    # The garbage collector looks for kinds that were installed after its start every 30 s.
+    wait_for("no deployment", lambda: not service.deployments(), 75)
+    wait_for("only the FineTune's Service", lambda: set(service.run.objects("services")) <= {"alpaca"})
+    assert service.run.status["phase"] == "Complete"

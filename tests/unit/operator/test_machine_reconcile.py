@@ -1,0 +1,132 @@
+"""Whole passes against an API server that answers what a test has prepared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.support.api_server import Api, api
+from tests.support.attempts import START
+from tests.support.finetunes import finetune_object
+from yuan2_operator.apply import Applier
+from yuan2_operator.cache import Cache
+from yuan2_operator.client import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    FINETUNES,
+    JOBS,
+    PODS,
+    SERVICES,
+    YUAN_SERVICES,
+    Client,
+)
+from yuan2_operator.config import Settings
+from yuan2_operator.observe import Observer
+from yuan2_operator.queue import Key
+from yuan2_operator.reconcile import Reconciler
+from yuan2_operator.reconcile.context import Context
+
+__all__ = ["api"]
+
+TUNE, SERVE = Key("Yuan2FineTune", "demo", "alpaca"), Key("Yuan2Service", "demo", "alpaca")
+WATCHED = (FINETUNES, YUAN_SERVICES, JOBS, PODS, DEPLOYMENTS, SERVICES, CONFIG_MAPS)
+EVENTS = "/apis/events.k8s.io/v1/namespaces/demo/events"
+
+
+def identified(resource: dict[str, Any]) -> dict[str, Any]:
+    resource["metadata"] |= {"uid": "uid-1", "generation": 2, "resourceVersion": "1"}
+    return resource
+
+
+def service_object(**spec: Any) -> dict[str, Any]:
+    body = {"model": {"name": "yuan2", "fineTuneRef": {"name": "tuned"}}, **spec}
+    metadata = {"name": "alpaca", "namespace": "demo"}
+    return {"apiVersion": "yuan2.dev/v1alpha1", "kind": "Yuan2Service", "metadata": metadata, "spec": body}
+
+
+class Passes:
+    """A reconciler whose watches show one resource."""
+
+    def __init__(
+        self, client: Client, http: aiohttp.ClientSession, key: Key, resource: dict[str, Any]
+    ) -> None:
+        plural = FINETUNES.plural if key.kind == "Yuan2FineTune" else YUAN_SERVICES.plural
+        indices: dict[str, dict[Key, list[dict[str, Any]]]] = {watched.plural: {} for watched in WATCHED}
+        indices[plural][key] = [identified(resource)]
+        cache = Cache(indices)
+        self.key, self.resource = key, resource
+        self.reconcile = Reconciler(
+            Context(
+                settings=Settings(train_image="t:1", serve_image="s:1"),
+                client=client,
+                cache=cache,
+                applier=Applier(client, cache),
+                observer=Observer(client, http, through_proxy=False),
+                instance="test",
+                clock=lambda: START,
+                began=START,
+            )
+        )
+
+
+def answer_status(server: Api, plural: str, resource: dict[str, Any], status: dict[str, Any]) -> None:
+    """The API server takes the status and says how the object then is."""
+    path = f"/apis/yuan2.dev/v1alpha1/namespaces/demo/{plural}/alpaca/status"
+    metadata = {**resource["metadata"], "resourceVersion": "2"}
+    server.answer("PATCH", path, {**resource, "metadata": metadata, "status": status})
+    server.answer("POST", EVENTS, {}, 201)
+
+
+@pytest.mark.parametrize(
+    ("key", "resource", "words"),
+    [
+        (TUNE, finetune_object("alpaca", "demo", model={"size": "3B"}), "spec.model.size: "),
+        (SERVE, service_object(worker={"precision": "int1"}), "spec.worker.precision: "),
+    ],
+)
+async def test_a_spec_of_another_version_is_refused_with_its_field_and_only_once(api, key, resource, words):
+    server, client = api
+    plural = FINETUNES.plural if key == TUNE else YUAN_SERVICES.plural
+    async with aiohttp.ClientSession() as http:
+        passes = Passes(client, http, key, resource)
+        answer_status(server, plural, resource, {})
+        assert await passes.reconcile(key) is None
+        patch = server.asked[0][3]["status"]
+        answered = {"phase": patch["phase"], "observedGeneration": 2, "conditions": patch["conditions"]}
+        resource["status"] = answered
+        resource["metadata"]["resourceVersion"] = "3"
+        before = len(server.asked)
+        assert await passes.reconcile(key) is None
+    accepted = patch["conditions"][0]
+    assert (accepted["type"], accepted["status"], accepted["reason"]) == ("Accepted", "False", "InvalidSpec")
+    assert accepted["message"].startswith(words)
+    assert "\n" not in accepted["message"]
+    assert [entry[3]["reason"] for entry in server.asked if entry[1] == EVENTS] == ["InvalidSpec"]
+    assert len(server.asked) == before, "nothing new is not written again"
+
+
+async def test_a_resource_that_is_being_deleted_is_left_to_the_garbage_collector(api):
+    server, client = api
+    resource = finetune_object("alpaca", "demo")
+    resource["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    async with aiohttp.ClientSession() as http:
+        passes = Passes(client, http, TUNE, resource)
+        assert await passes.reconcile(TUNE) is None
+        assert await passes.reconcile(Key("Yuan2FineTune", "demo", "another")) is None
+    assert server.asked == []
+
+
+async def test_a_status_that_somebody_broke_is_made_anew(api):
+    server, client = api
+    resource = finetune_object("alpaca", "demo")
+    resource["status"] = {"attempts": "many"}
+    async with aiohttp.ClientSession() as http:
+        passes = Passes(client, http, TUNE, resource)
+        answer_status(server, FINETUNES.plural, resource, {})
+        assert await passes.reconcile(TUNE) == Settings().missing_seconds
+    patch = next(entry[3]["status"] for entry in server.asked if entry[0] == "PATCH")
+    assert (patch["phase"], patch["attempts"]) == ("Pending", [])
+    reasons = {entry["type"]: entry["reason"] for entry in patch["conditions"]}
+    assert reasons["Accepted"] == "ClaimNotFound"
