@@ -4,8 +4,6 @@ vocabulary."""
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from yuan2_core.contract import Device, ServePrecision
 from yuan2_core.errors import UserError
+from yuan2_core.processors import available_cpus
 from yuan2_server.cache import CacheStore, free_host_memory, token_budget, token_bytes
 from yuan2_server.protocol import ErrorCode, RequestError
 from yuan2_server.scheduler import Slice
@@ -87,16 +86,6 @@ def cached_token_budget(model: Any, device: Device) -> int:
     element_size = next(model.parameters()).element_size()
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_host_memory()
     return token_budget(free, token_bytes(config.num_hidden_layers, config.hidden_size, element_size))
-
-
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may use: its affinity, or less when the cgroup has a quota (rounded up)."""
-    affinity = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return affinity
-    return affinity if quota == "max" else max(1, min(affinity, -(-int(quota) // int(period))))
 
 
 def load(path: str, device: Device, precision: ServePrecision) -> Any:

@@ -20,6 +20,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from yuan2_core.contract import EXIT_COMPLETE, EXIT_PREEMPTED, Launch, Progress, TrainJob, TrainState
+from yuan2_core.processors import available_cpus, threads_per_process
 from yuan2_trainer.outcome import (
     JobError,
     Outcome,
@@ -30,7 +31,6 @@ from yuan2_trainer.outcome import (
 )
 from yuan2_trainer.preflight import check_job
 from yuan2_trainer.progress import Tracker, progress_at, read_snapshot
-from yuan2_trainer.resources import available_cpus, threads_per_process
 from yuan2_trainer.serve import ProgressServer
 from yuan2_trainer.workspace import Workspace, read_text, replace
 

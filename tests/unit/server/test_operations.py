@@ -18,6 +18,7 @@ from starlette.routing import Route
 from tests.support.serving import free_port, serve_job
 from yuan2_core.contract import TERMINATION_LIMIT, Termination
 from yuan2_core.errors import UserError
+from yuan2_core.processors import available_cpus
 from yuan2_server import auth
 from yuan2_server.__main__ import main
 from yuan2_server.auth import KeyDirectory
@@ -25,7 +26,6 @@ from yuan2_server.cache import CacheStore, free_host_memory, token_budget, token
 from yuan2_server.job import leave_termination, read_job, worker_address
 from yuan2_server.lifecycle import HttpServer, in_daemon_thread
 from yuan2_server.registration import Registration, heart_beat_interval
-from yuan2_server.runner import available_cpus
 from yuan2_server.worker_app import WorkerHost
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from tests.support.training import write_data
 from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.conversation import IGNORED
 from yuan2_core.errors import DatasetError
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 from yuan2_trainer.data.collate import collate
 from yuan2_trainer.data.prepare import prepare
-from yuan2_trainer.data.store import IGNORED, SampleStore, fingerprint, write_store
+from yuan2_trainer.data.store import SampleStore, fingerprint, write_store
 
 label = st.one_of(st.just(IGNORED), st.integers(0, 500))
 sample = st.lists(st.tuples(st.integers(0, 500), label), min_size=1, max_size=40).map(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yuan2_core.conversation import IGNORED
 from yuan2_trainer.data.order import Indices
-from yuan2_trainer.data.store import IGNORED, SampleStore
+from yuan2_trainer.data.store import SampleStore
 
 PAD_MULTIPLE = 8
 """Sequence lengths are rounded up to this: tensor cores want multiples of 8 (NVIDIA's guide to mixed

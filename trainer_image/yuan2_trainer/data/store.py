@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED = -100
-"""Label of a token that is not learned (the default `ignore_index` of torch's cross-entropy)."""
+from yuan2_core.conversation import IGNORED
 
 _ARRAYS = ("tokens", "labels", "offsets")
 
