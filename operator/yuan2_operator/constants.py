@@ -122,7 +122,6 @@ class Reason:
     STARTING: Final = "Starting"
     TRAINING: Final = "Training"
     RESTARTING: Final = "Restarting"
-    RESUMED: Final = "Resumed"
     SUSPENDED: Final = "Suspended"
     SUSPENDING: Final = "Suspending"
     NOT_SUSPENDED: Final = "NotSuspended"

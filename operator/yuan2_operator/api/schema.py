@@ -7,14 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     WithJsonSchema,
 )
-from pydantic.alias_generators import to_camel
 
 from yuan2_core.contract import Contract
 
@@ -48,17 +46,10 @@ class Spec(Contract):
     """A part that a user writes: camelCase, immutable, unknown fields refused."""
 
 
-class Status(BaseModel):
+class Status(Contract):
     """A part that the operator writes: as `Spec`, but fields of a newer operator are let pass."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="ignore",
-        frozen=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+    model_config = ConfigDict(extra="ignore")
 
     def to_api(self) -> dict[str, Any]:
         """The object as it stands in the API: camelCase, times as RFC 3339 strings, without absent fields."""
@@ -71,14 +62,15 @@ def _whole_seconds(moment: datetime) -> datetime:
     return moment.astimezone(timezone.utc).replace(microsecond=0)
 
 
-def _rfc3339(moment: datetime) -> str:
+def rfc3339(moment: datetime) -> str:
+    """A UTC moment as the API writes it, in whole seconds."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 Timestamp = Annotated[
     datetime,
     AfterValidator(_whole_seconds),
-    PlainSerializer(_rfc3339, return_type=str, when_used="json"),
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 """A UTC moment in whole seconds, as Kubernetes keeps times: what is written reads back equal."""

@@ -12,32 +12,11 @@ from typing import Any
 import kopf
 
 from yuan2_operator.cache import Object, slim
-from yuan2_operator.client import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    FINETUNES,
-    JOBS,
-    PODS,
-    SERVICES,
-    YUAN_SERVICES,
-    Resource,
-)
-from yuan2_operator.constants import (
-    FIELD_MANAGER,
-    KIND_FINETUNE,
-    KIND_SERVICE,
-    LABEL_FINETUNE,
-    LABEL_MANAGED_BY,
-    LABEL_SERVICE,
-)
+from yuan2_operator.client import YUAN_SERVICES, Resource
+from yuan2_operator.constants import KIND_FINETUNE, KIND_SERVICE, LABEL_FINETUNE, LABEL_SERVICE
 from yuan2_operator.handlers.machine import Machine
+from yuan2_operator.handlers.watched import CHILD_SELECTOR, CHILDREN, OWNERS, WATCHED
 from yuan2_operator.queue import Key
-
-OWNERS = {FINETUNES: KIND_FINETUNE, YUAN_SERVICES: KIND_SERVICE}
-CHILDREN = (JOBS, PODS, DEPLOYMENTS, SERVICES, CONFIG_MAPS)
-WATCHED = (*OWNERS, *CHILDREN)
-CHILD_SELECTOR = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
-"""The API server filters children: the operator never sees the cluster's other pods."""
 
 
 def source_of(resource: Resource, obj: Mapping[str, Any]) -> Key | None:

@@ -14,19 +14,17 @@ import aiohttp
 from yuan2_operator.apply import Applier
 from yuan2_operator.cache import Cache
 from yuan2_operator.client import (
-    CONFIG_MAPS,
     DEPLOYMENTS,
-    FINETUNES,
     JOBS,
     PODS,
-    SERVICES,
     YUAN_SERVICES,
     ApiError,
     Client,
     Credentials,
 )
 from yuan2_operator.config import Settings
-from yuan2_operator.constants import FIELD_MANAGER, LABEL_MANAGED_BY
+from yuan2_operator.constants import FIELD_MANAGER
+from yuan2_operator.handlers.watched import CHILD_SELECTOR, OWNERS, WATCHED
 from yuan2_operator.metrics import QUEUE_LENGTH
 from yuan2_operator.observe import Observer, goes_through_proxy
 from yuan2_operator.queue import Key, WorkQueue
@@ -79,10 +77,9 @@ class Machine:
 
     async def start(self, **kwargs: Any) -> None:
         """kopf's startup handler; kopf passes its indices by name."""
-        watched = (FINETUNES, YUAN_SERVICES, JOBS, PODS, DEPLOYMENTS, SERVICES, CONFIG_MAPS)
         self._client = Client(self._login)
         self._http = aiohttp.ClientSession()
-        self._cache = Cache({resource.plural: kwargs[resource.plural] for resource in watched})
+        self._cache = Cache({resource.plural: kwargs[resource.plural] for resource in WATCHED})
         observer = Observer(self._client, self._http, goes_through_proxy(self.settings))
         context = Context(
             settings=self.settings,
@@ -128,14 +125,14 @@ class Machine:
             count += 1
             if count % RESYNCS_BETWEEN_AUDITS == 0:
                 await self._audit()
-            for resource in (FINETUNES, YUAN_SERVICES):
+            for resource in OWNERS:
                 for key in self.cache.keys(resource.plural):
                     self.queue.add(key)
 
     async def _audit(self) -> None:
         """Find out what vanished while a watch was broken."""
-        selector = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
-        selectors = {FINETUNES: "", YUAN_SERVICES: "", JOBS: selector, PODS: selector, DEPLOYMENTS: selector}
+        children = dict.fromkeys((JOBS, PODS, DEPLOYMENTS), CHILD_SELECTOR)
+        selectors = {**dict.fromkeys(OWNERS, ""), **children}
         try:
             for resource, labels in selectors.items():
                 for namespace in self.settings.watch_namespaces or (None,):

@@ -169,11 +169,6 @@ def image_fields(image: str, policy: str | None) -> Manifest:
     return {"image": image} if policy is None else {"image": image, "imagePullPolicy": policy}
 
 
-def claim_path(claim: str, path: str) -> str:
-    """Where a path of a claim is in a pod."""
-    return str(CLAIMS_DIRECTORY / claim / path)
-
-
 def claim_volumes(claims: Iterable[str]) -> list[Manifest]:
     """Volumes of distinct claims. They are numbered, since a claim's name may be longer than a volume's."""
     return [

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from yuan2_core.contract import Progress
 from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus
+from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.apply import Occupied, key_of, owned
 from yuan2_operator.cache import Object
 from yuan2_operator.client import CONFIG_MAPS, FINETUNES, JOBS, PODS, Forbidden, Invalid
@@ -219,7 +220,7 @@ class FineTuneReconciler:
     async def _clean_up(self, subject: Subject, status: FineTuneStatus, ledger: Ledger, world: World) -> None:
         """Delete Jobs that must end, are too old, or whose time after the end has passed; the status is
         written."""
-        owner, applier, now = subject.owner, self._context.applier, _rfc3339(subject.now)
+        owner, applier, now = subject.owner, self._context.applier, rfc3339(subject.now)
         removal = removal_time(subject.spec.run_policy, status)
         expired = ledger.ending is not None and removal is not None and removal <= subject.now
         doomed = unwanted(ledger, world)
@@ -268,7 +269,3 @@ def _trainer(ledger: Ledger, world: World) -> PodFacts | None:
 def _acceptance(subject: Subject) -> Verdict:
     """The condition Accepted of a run that has begun: it was accepted then."""
     return Verdict(CONDITION_ACCEPTED, "True", Reason.VALID, summary(subject.spec))
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

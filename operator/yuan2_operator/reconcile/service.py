@@ -7,6 +7,7 @@ import logging
 from pydantic import ValidationError
 
 from yuan2_operator.api.finetune import FineTuneStatus
+from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.api.service import ServiceSpec, ServiceStatus
 from yuan2_operator.apply import Occupied, key_of
 from yuan2_operator.cache import Object
@@ -20,11 +21,10 @@ from yuan2_operator.queue import Key
 from yuan2_operator.reconcile.context import Context, read_status
 from yuan2_operator.reconcile.refusal import refuse_spec
 from yuan2_operator.status.events import condition_events
+from yuan2_operator.status.schedule import TROUBLE_SECONDS
 from yuan2_operator.status.service import ServiceObservation, service_status
 
 logger = logging.getLogger(__name__)
-
-TROUBLE_SECONDS = 15.0
 
 
 class ServiceReconciler:
@@ -78,7 +78,7 @@ class ServiceReconciler:
         """Have the children exist; what the cluster refuses becomes the sentence of `Accepted`."""
         if isinstance(decision, Rejection):
             return decision
-        applier, now = self._context.applier, self._context.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+        applier, now = self._context.applier, rfc3339(self._context.clock())
         deployments = {d["metadata"]["name"] for d in self._deployments(owner)}
         try:
             await applier.ensure(owner, service_manifests(decision))
