@@ -186,12 +186,9 @@ TrainState = Literal[
 ]
 
 
-class Progress(Contract):
-    """What rank 0 answers on `GET /progress`."""
+class Measurements(Contract):
+    """What rank 0 knows of a run after a step."""
 
-    version: Literal[1] = 1
-    name: str
-    attempt: PositiveInt
     state: TrainState
     step: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps done, those of earlier attempts included."""
@@ -209,14 +206,22 @@ class Progress(Contract):
     """Sequences left without a label and records refused, within maxInvalidFraction."""
     resumed_from_step: int | None = None
     last_checkpoint_step: int | None = None
+    seconds_in_steps: float = 0.0
+    """Wall time of this attempt inside optimizer steps."""
+    message: str = ""
+
+
+class Progress(Measurements):
+    """What rank 0 answers on `GET /progress`."""
+
+    version: Literal[1] = 1
+    name: str
+    attempt: PositiveInt
     eta_seconds: float | None = None
     last_step_age_seconds: float | None = None
     """Seconds since the last optimizer step ended: grows when a rank hangs."""
-    seconds_in_steps: float = 0.0
-    """Wall time of this attempt inside optimizer steps."""
     seconds_total: float = 0.0
     """Wall time of this attempt since its process started."""
-    message: str = ""
 
 
 class Termination(Contract):

@@ -10,19 +10,16 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.bench.report import Row, at_most, plain, write
-from tests.support.cluster import TestCluster
-from tests.support.journey import Namespace, install_operator, namespace
+from tests.support.cluster import TestCluster, running_node
+from tests.support.journey import Namespace, apply_example, example_manifest, install_operator, namespace
 from yuan2_core.contract import PORT_PROGRESS
 from yuan2_demo import install
-from yuan2_local import cluster
 from yuan2_local.paths import cache_from, node_state
 
 TRAINING_SECONDS = 1200.0
@@ -31,18 +28,6 @@ REST_SECONDS = 30.0
 METRICS_PORT = 8080
 API_CALLS = 20
 OPERATOR_MEGABYTES = 90.0
-
-
-@contextlib.contextmanager
-def node() -> Iterator[TestCluster]:
-    """The running node, or one for the length of the block."""
-    cache, state = cache_from(os.environ), node_state(os.environ)
-    was_there = cluster.load(state) is not None
-    with contextlib.ExitStack() as stack:
-        if not was_there:
-            stack.callback(cluster.down, cache, state)
-        cluster.up(cache, state, with_node=True)
-        yield TestCluster(cache, state, state.kubeconfig)
 
 
 def operator_metrics(made: TestCluster) -> dict[str, float]:
@@ -63,10 +48,6 @@ def operator_metrics(made: TestCluster) -> dict[str, float]:
     calls = sum(sample.value for sample in samples if sample.name == "yuan2_operator_api_requests_total")
     memory = next(sample.value for sample in samples if sample.name == "process_resident_memory_bytes")
     return {"api_calls": calls, "memory": memory / 1e6}
-
-
-def manifest(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((install.EXAMPLE / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def first_step_seconds(made: Namespace, applied: float) -> float:
@@ -96,21 +77,19 @@ def last_word(made: Namespace) -> dict[str, Any]:
 
 def measure(operated: TestCluster) -> list[Row]:
     with namespace(operated, "bench-path") as made:
-        overlay = install.example_overlay(operated.images) | {"namespace": made.name}
-        made.kubectl("apply", "-k", str(install.write_overlay("bench-path", overlay)))
-        made.wait("job/identity-base", "complete", 300)
+        apply_example(made)
         time.sleep(REST_SECONDS)
         rest = statistics.median(operator_metrics(operated)["memory"] for _ in range(3))
         before = operator_metrics(operated)["api_calls"]
         applied = time.monotonic()
-        made.apply(manifest("finetune"))
+        made.apply(example_manifest("finetune"))
         first_step = first_step_seconds(made, applied)
         made.wait("y2ft/identity", "Complete", TRAINING_SECONDS)
         time.sleep(2.0)  # the events that follow the last status count too
         calls = operator_metrics(operated)["api_calls"] - before
         run = last_word(made)
         applied = time.monotonic()
-        made.apply(manifest("service"))
+        made.apply(example_manifest("service"))
         made.wait("y2svc/identity", "Ready", SERVICE_SECONDS)
         ready = time.monotonic() - applied
     outside = 1 - run["secondsInSteps"] / run["secondsTotal"]
@@ -125,7 +104,7 @@ def measure(operated: TestCluster) -> list[Row]:
 
 
 def main() -> None:
-    with node() as made:
+    with running_node(cache_from(os.environ), node_state(os.environ)) as made:
         install_operator(made)
         write("path", measure(made))
 

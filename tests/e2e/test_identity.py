@@ -10,10 +10,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import yaml
 
 from tests.support.cluster import TestCluster
-from tests.support.journey import Namespace, namespace
+from tests.support.journey import Namespace, apply_example, example_manifest, namespace
 from yuan2_demo import install
 from yuan2_demo.questions import Score, ask_all, load_records, questions
 
@@ -49,10 +48,6 @@ def assert_answers_verbatim(score: Score) -> None:
     assert score.passed, f"{score.right} of {score.total} verbatim; wrong: {wrong[:10]}"
 
 
-def manifest(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((install.EXAMPLE / f"{name}.yaml").read_text(encoding="utf-8")))
-
-
 def api_url(made: Namespace, service: str) -> str:
     spec = made.get("service", f"{service}-api")["spec"]
     return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
@@ -66,16 +61,14 @@ def ask(made: Namespace, service: str) -> Score:
 def example(operated: TestCluster) -> Iterator[Namespace]:
     """The example's claims, data and base model."""
     with namespace(operated, "e2e-identity") as made:
-        overlay = install.example_overlay(operated.images) | {"namespace": made.name}
-        made.kubectl("apply", "-k", str(install.write_overlay("e2e-identity", overlay)))
-        made.wait("job/identity-base", "complete", 300)
+        apply_example(made)
         yield made
 
 
 @pytest.fixture(scope="module")
 def trained(example: Namespace) -> Namespace:
     """The example trained, with a rank killed on the way and the operator replaced at the same moment."""
-    example.apply(manifest("finetune"), manifest("service"))
+    example.apply(example_manifest("finetune"), example_manifest("service"))
     example.until("a checkpoint", lambda: example.status("y2ft", "identity").get("lastCheckpointStep"), 400)
     example.kubectl(
         "exec", example.running_pod("identity", 1), "-c", "pytorch", "--", "python", "-c", KILL_RANKS
@@ -145,7 +138,7 @@ def test_kubectl_shows_where_things_stand(served: Namespace) -> None:
 
 @pytest.mark.node
 def test_a_guarded_service_with_a_page_waits_for_its_secret_and_wants_a_key(trained: Namespace) -> None:
-    guarded = manifest("service")
+    guarded = example_manifest("service")
     guarded["metadata"]["name"] = "guarded"
     guarded["spec"]["api"] = {"keysSecret": {"name": "keys"}}
     guarded["spec"]["web"] = {"enabled": True}
@@ -181,7 +174,7 @@ def test_a_run_with_inverted_labels_fails_the_same_assertion(trained: Namespace)
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(INVERT_LABELS)
     trained.kubectl("delete", "y2svc", "identity")
-    run, service = manifest("finetune"), manifest("service")
+    run, service = example_manifest("finetune"), example_manifest("service")
     run["metadata"]["name"] = service["metadata"]["name"] = "inverted"
     run["spec"]["output"]["persistentVolumeClaim"]["path"] = "inverted"
     path = trained.kubectl(

@@ -119,6 +119,13 @@ def node_cluster() -> Iterator[TestCluster]:
     _require_go()
     if os.geteuid() != 0:
         _cannot("the one-node cluster needs root")
+    with running_node(cache, state) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def running_node(cache: Cache, state: State) -> Iterator[TestCluster]:
+    """The node that runs, healed, or one for the length of the block."""
     was_there = cluster.load(state) is not None
     with contextlib.ExitStack() as stack:
         if not was_there:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.support.cluster import TestCluster
 from yuan2_demo import install
 from yuan2_local.errors import ClusterError
@@ -99,6 +101,18 @@ def namespace(cluster: TestCluster, name: str) -> Iterator[Namespace]:
         yield Namespace(cluster, name)
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def apply_example(made: Namespace) -> None:
+    """Claims, data and base model of examples/identity; returns when the model is there."""
+    overlay = install.example_overlay(made.cluster.images) | {"namespace": made.name}
+    made.kubectl("apply", "-k", str(install.write_overlay(made.name, overlay)))
+    made.wait("job/identity-base", "complete", 300)
+
+
+def example_manifest(name: str) -> Object:
+    """A resource of examples/identity, `finetune` or `service`."""
+    return dict(yaml.safe_load((install.EXAMPLE / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def claim(name: str, size: str = "2Gi") -> Object:

@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.support.training import free_port
+from tests.support.ports import free_port
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.outcome import Outcome
 from yuan2_trainer.preflight import check_job

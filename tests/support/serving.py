@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from tests.support.ports import free_port
 from yuan2_core.contract import ApiJob, ServeJob, WorkerJob
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 
@@ -82,13 +82,6 @@ def serve_job(model: Path, controller_url: str, **changes: Any) -> ServeJob:
         ),
         api=ApiJob(**{"port": 1, "controller_url": controller_url, **api}),
     )
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], T | None], what: str, timeout: float = 30.0, every: float = 0.1) -> T:

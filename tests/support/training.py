@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
 from yuan2_core.contract import TrainJob
 from yuan2_core.tokenizer import train_tokenizer
 
@@ -94,14 +95,6 @@ def make_job(
             "progress_port": port or free_port(),
         }
     )
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

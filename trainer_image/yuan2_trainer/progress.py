@@ -10,35 +10,20 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel
-
-from yuan2_core.contract import Progress, TrainState
+from yuan2_core.contract import Measurements, Progress, TrainState
 from yuan2_trainer.workspace import Workspace, read_text, replace
 
 RECENT_STEPS = 20
 """Steps that the rate of tokens and the remaining time are averaged over."""
 
 
-class Snapshot(BaseModel):
-    """What rank 0 knows after a step."""
+class Snapshot(Measurements):
+    """Measurements, and what the launcher needs to tell ages and the remaining time at any moment."""
 
     state: TrainState = "starting"
-    step: int = 0
-    total_steps: int = 0
-    epoch: float = 0.0
-    loss: float | None = None
-    learning_rate: float | None = None
-    grad_norm: float | None = None
-    tokens_per_second: float | None = None
-    samples: int = 0
-    dropped_samples: int = 0
-    resumed_from_step: int | None = None
-    last_checkpoint_step: int | None = None
     step_seconds: float | None = None
     """Mean duration of recent steps."""
     last_step_at: float | None = None
-    seconds_in_steps: float = 0.0
-    message: str = ""
 
 
 @dataclass(frozen=True)

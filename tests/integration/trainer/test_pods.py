@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.support.training import Pod, free_port, losses, make_job, start_pod
+from tests.support.ports import free_port
+from tests.support.training import Pod, losses, make_job, start_pod
 from yuan2_core.contract import Launch, TrainJob
 
 Train = Callable[..., Path]

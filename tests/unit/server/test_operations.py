@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.support.serving import free_port, serve_job
+from tests.support.ports import free_port
+from tests.support.serving import serve_job
 from yuan2_core.contract import TERMINATION_LIMIT, Termination
 from yuan2_core.errors import UserError
 from yuan2_core.processors import available_cpus

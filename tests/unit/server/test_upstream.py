@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.support.serving import free_port, serve_job
+from tests.support.ports import free_port
+from tests.support.serving import serve_job
 from yuan2_server.auth import KeyDirectory
 from yuan2_server.lifecycle import HttpServer
 from yuan2_server.openai_api import ApiServer
