@@ -154,6 +154,7 @@ def test_a_guarded_service_with_a_page_waits_for_its_secret_and_wants_a_key(trai
         stranger.models.list()
     with openai.OpenAI(base_url=url, api_key="open-sesame") as alice:
         assert [model.id for model in alice.models.list()] == ["yuan2"]
+    trained.wait("deployment/guarded-web", "Available", SERVICE_SECONDS)  # Ready speaks of the API
     page = trained.get("service", "guarded-web")["spec"]
     port = page["ports"][0]["port"]
     answer = httpx.get(f"http://{page['clusterIP']}:{port}/", timeout=30, trust_env=False)
