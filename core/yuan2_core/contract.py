@@ -9,9 +9,9 @@ else. Rank 0 of a training answers `GET /progress` with a `Progress`; a containe
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 JOB_FILE = PurePosixPath("/etc/yuan2/job.json")
@@ -27,6 +27,8 @@ PORT_WORKER = 8504
 PORT_API = 8505
 PORT_WEB = 7860
 
+DEFAULT_WARMUP_RATIO = 0.03
+"""Share of warm-up steps when neither `warmupRatio` nor `warmupSteps` is given (published recipe)."""
 DEFAULT_EPOCHS = 3.0
 """Passes over the data when neither `epochs` nor `maxSteps` is given (published recipe)."""
 
@@ -37,13 +39,25 @@ EXIT_PREEMPTED = 75
 EXIT_INVALID = 78
 """The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
 
+
+def _without_fp16(value: object) -> object:
+    if value == "fp16":
+        raise ValueError(
+            "fp16 cannot train Yuan 2.0: its weights are bf16, whose range fp16 does not have, so that "
+            "activations and gradients overflow; use bf16, or fp32 where a GPU has no bf16"
+        )
+    return value
+
+
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
 DatasetFormat = Literal["auto", "fastchat", "alpaca", "belle"]
 Schedule = Literal["cosine", "linear", "constant"]
-TrainPrecision = Literal["bf16", "fp32"]
+TrainPrecision = Annotated[Literal["bf16", "fp32"], BeforeValidator(_without_fp16)]
 ServePrecision = Literal["bf16", "fp16", "fp32"]
 Device = Literal["cuda", "cpu"]
+Offload = Literal["none", "optimizer", "parameters"]
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -70,11 +84,37 @@ class Full(Contract):
     """Train every parameter."""
 
 
+class LoRA(Contract):
+    """Train low-rank matrices beside frozen linear layers (arXiv 2106.09685)."""
+
+    r: PositiveInt = 8
+    """Rank of the matrices."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """Scale of their product, divided by r (by its square root with `rsLora`)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of a layer's inputs that the matrices do not see in a step."""
+    target_modules: Annotated[tuple[TargetModule, ...], Field(min_length=1)] = ("q_proj", "v_proj")
+    """Layers that get matrices. In Yuan 2.0 `q_proj` holds queries and keys of the first half of the heads
+    and `k_proj` those of the second half: name both or neither to treat all heads alike."""
+    rs_lora: bool = False
+    """Divide alpha by the square root of r (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of the weights as well (arXiv 2402.09353)."""
+
+
+class QLoRA(LoRA):
+    """LoRA beside weights kept in nf4 with double quantisation, computed in bf16 (arXiv 2305.14314)."""
+
+
 class Method(Contract):
     """How parameters are trained: exactly one member is set."""
 
     full: Full | None = None
     """Train every parameter."""
+    lora: LoRA | None = None
+    """Train low-rank matrices beside frozen weights."""
+    qlora: QLoRA | None = None
+    """The same beside 4-bit weights."""
 
 
 class Training(Contract):
@@ -90,7 +130,7 @@ class Training(Contract):
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest sequence in tokens; a longer one loses its oldest turns."""
     micro_batch_size: PositiveInt = 4
-    """Sequences a process takes through the model at once."""
+    """Sequences a process takes through the model at once; with `packing`, rows of `maxLength` at most."""
     gradient_accumulation_steps: PositiveInt = 4
     """Micro batches of each process that make one optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
@@ -99,12 +139,22 @@ class Training(Contract):
     """Decoupled weight decay; norms and biases have none."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
-    warmup_ratio: Fraction = 0.03
-    """Share of the steps in which the learning rate rises from 0."""
+    warmup_ratio: Fraction | None = None
+    """Share of the steps in which the learning rate rises from 0; 0.03 when neither it nor `warmupSteps` is
+    given."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps in which the learning rate rises from 0, instead of `warmupRatio`."""
     schedule: Schedule = "cosine"
     """What the learning rate does after the warm-up."""
+    packing: bool = True
+    """Put several sequences into one row of up to `maxLength` tokens, each seeing only itself; off, rows are
+    padded. A batch counts sequences either way, so that only the time of a step changes."""
     gradient_checkpointing: bool = True
     """Keep only each layer's input and compute the layer again in the backward pass."""
+    gradient_checkpointing_every: PositiveInt = 1
+    """Of so many layers one is computed again: 1 saves the most memory, 2 half as much at half the cost."""
+    tf32: bool = True
+    """Let GPUs multiply fp32 matrices in TF32."""
     precision: TrainPrecision = "bf16"
     """Type of the weights in forward and backward; the optimizer keeps fp32 either way."""
     seed: Annotated[int, Field(ge=0)] = 42
@@ -115,7 +165,16 @@ class DeepSpeed(Contract):
     """The part of DeepSpeed's configuration that a user decides."""
 
     stage: Literal[0, 2, 3] | None = None
-    """ZeRO stage; absent, the preset of `model.size` decides (2 for 2B and custom, 3 for 51B and 102B)."""
+    """ZeRO stage; absent, `model.size` decides: 2 for 2B and custom, 3 for 51B and 102B; 0 for QLoRA."""
+    offload: Offload = "none"
+    """What waits in the memory of the CPU: nothing, the optimizer's state, or the parameters as well
+    (ZeRO-3)."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Sections merged over the configuration that the trainer makes; a key that another field decides is
+    refused."""
+    flops_profiler: bool = False
+    """Let DeepSpeed's profiler print the FLOPs of each module at the second step, as the published recipe
+    does."""
 
 
 class Checkpoint(Contract):
@@ -125,6 +184,17 @@ class Checkpoint(Contract):
     """Optimizer steps between two checkpoints."""
     keep: PositiveInt = 10
     """Complete checkpoints that are kept; the oldest goes first."""
+
+
+class Evaluation(Contract):
+    """How a run is judged while it trains, on data held out of training."""
+
+    every_steps: PositiveInt | None = None
+    """Optimizer steps between two evaluations; absent, one at the end of each epoch."""
+    early_stopping_patience: PositiveInt | None = None
+    """Evaluations in a row without a lower loss after which training ends; absent, it does not."""
+    sample_answers: Annotated[int, Field(ge=0, le=64)] = 4
+    """Held-out questions that the model answers before and after training, for `samples.jsonl`."""
 
 
 class ModelLocation(Contract):
@@ -145,6 +215,10 @@ class DatasetLocation(Contract):
     """Layout of a record."""
     max_invalid_fraction: Fraction = 0.0
     """Share of records (and of sequences left without a label) that may be dropped; more stops the run."""
+    eval_path: str | None = None
+    """Conversations to evaluate on, in the same format."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the conversations held out of training to evaluate on, instead of `evalPath`."""
 
 
 class Launch(Contract):
@@ -174,9 +248,15 @@ class TrainJob(Contract):
     training: Training
     stage: Literal[0, 2, 3]
     """ZeRO stage, resolved."""
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
     checkpoint: Checkpoint
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     output: str
     """Directory for checkpoints/, metrics.jsonl and the exported model."""
+    merge_adapter: bool = False
+    """LoRA and QLoRA: write base and adapter merged to `<output>/model`, beside `<output>/adapter`."""
+    tensorboard: bool = False
+    """Write TensorBoard logs to `<output>/tensorboard`."""
     launch: Launch
     progress_port: PositiveInt = PORT_PROGRESS
 
@@ -198,6 +278,14 @@ class Measurements(Contract):
     """Mean loss over the labelled tokens of the last step's global batch."""
     learning_rate: float | None = None
     grad_norm: float | None = None
+    eval_loss: float | None = None
+    """Mean loss over the labelled tokens of the held-out data, at the last evaluation."""
+    best_step: int | None = None
+    """Step of the lowest `evalLoss` so far."""
+    mfu: float | None = None
+    """Model FLOPs a second of step time over the peak of the GPUs; absent on CPU."""
+    memory_bytes: int | None = None
+    """Highest memory of a process: allocated on its GPU, resident on CPU."""
     tokens_per_second: float | None = None
     """Tokens (labelled or not, padding not counted) of all ranks a second of step time, over recent steps."""
     samples: int = 0
@@ -270,5 +358,7 @@ class ServeJob(Contract):
     """What clients put into `model`."""
     model_path: str
     """Directory with config.json, weights and tokenizer in the published layout."""
+    adapter_path: str | None = None
+    """A LoRA adapter in PEFT's layout, merged into the model when it is loaded."""
     worker: WorkerJob
     api: ApiJob

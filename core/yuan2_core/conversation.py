@@ -8,13 +8,17 @@ is. FastChat's `yuan2` template writes the same text.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from yuan2_core.contract import LossMode
 from yuan2_core.errors import MessageError
 from yuan2_core.messages import Message, MessageLike, Turn, read_dialogue
+from yuan2_core.segments import BYTES_OF_ID, Ids, id_bytes
 from yuan2_core.tokenizer import Yuan2Tokenizer
 
 __all__ = [
@@ -23,8 +27,10 @@ __all__ = [
     "Message",
     "Rendered",
     "Turn",
+    "Spans",
     "render",
     "render_prompt",
+    "render_spans",
     "sequence_count",
 ]
 
@@ -33,6 +39,9 @@ IGNORED: Final = -100
 
 SEPARATOR: Final = "<n>"
 """Stands between messages. It is text, not a token, and never learned."""
+
+_SHARED_FROM: Final = 512
+"""Characters of a conversation from which its prompts are encoded together: below, one by one is faster."""
 
 
 @dataclass(frozen=True, init=False)
@@ -113,6 +122,19 @@ class Rendered:
     labels: list[int]
 
 
+@dataclass(frozen=True)
+class Spans:
+    """One training sequence as arrays: a label is its token where a span covers it.
+
+    Attributes:
+        ids: [T] int32, as `Rendered.input_ids`.
+        learned: [S, 2] int32, first token and token after the last of each stretch that is learned.
+    """
+
+    ids: Ids
+    learned: NDArray[np.int32]
+
+
 def render(
     conversation: Conversation,
     tokenizer: Yuan2Tokenizer,
@@ -135,12 +157,31 @@ def render(
         At most `sequence_count(conversation, loss)` sequences: one that its answer alone overfills is left
         out.
     """
+    return [_as_lists(sequence) for sequence in render_spans(conversation, tokenizer, loss, max_length)]
+
+
+def render_spans(
+    conversation: Conversation,
+    tokenizer: Yuan2Tokenizer,
+    loss: LossMode = "split_example",
+    max_length: int | None = None,
+) -> list[Spans]:
+    """What `render` gives, as arrays: for many conversations."""
     if loss not in ("efficient", "last_response", "split_example"):
         raise ValueError(f"loss: {loss!r} is not efficient, last_response or split_example")
     turns = conversation.turns
     ends = range(1, len(turns) + 1) if loss == "split_example" else (len(turns),)
-    sequences = (_sequence(conversation.system, turns[:end], tokenizer, max_length, loss) for end in ends)
+    script = _Script(conversation.system, turns, tokenizer, shared=len(ends) > 1)
+    sequences = (_sequence(script, end, max_length, loss) for end in ends)
     return [sequence for sequence in sequences if sequence is not None]
+
+
+def _as_lists(sequence: Spans) -> Rendered:
+    ids = sequence.ids.tolist()
+    labels = [IGNORED] * len(ids)
+    for first, last in sequence.learned.tolist():
+        labels[first:last] = ids[first:last]
+    return Rendered(ids, labels)
 
 
 def sequence_count(conversation: Conversation, loss: LossMode) -> int:
@@ -170,84 +211,114 @@ def render_prompt(
     dialogue = read_dialogue(messages)
     if dialogue.question is None:
         raise MessageError("messages", "the last message must be the user's")
-    history = _History(dialogue.system, dialogue.turns, dialogue.question)
-    prompt = _fit(history, tokenizer, max_length, with_labels=False)
+    script = _Script(dialogue.system, (*dialogue.turns, Turn(dialogue.question, "")), tokenizer, shared=False)
+    prompt = _fit(script, len(script.turns), max_length)
     assert prompt is not None  # <sep> alone fits any max_length
-    return prompt.input_ids
+    ids: list[int] = np.frombuffer(prompt.ids, dtype=np.int32).tolist()
+    return ids
+
+
+class _Script:
+    """The text of a conversation, and the ids of any stretch of it as if that were all there is.
+
+    With `shared` it is encoded once: the prompts of `split_example` are beginnings of one another, and their
+    answers lie in the prompts that follow.
+    """
+
+    def __init__(
+        self, system: str | None, turns: Sequence[Turn], tokenizer: Yuan2Tokenizer, *, shared: bool
+    ) -> None:
+        self.turns = turns
+        self.tokenizer = tokenizer
+        self.head = f"{system}\n" if system else ""
+        self.text = self.head + SEPARATOR.join(part for turn in turns for part in turn)
+        self.parts = _part_borders(len(self.head), turns)
+        self._encoded = tokenizer.read(self.text) if shared and len(self.text) > _SHARED_FROM else None
+        self._sep, self._eod = id_bytes(tokenizer.sep_id), id_bytes(tokenizer.eod_id)
+
+    def answer(self, end: int) -> bytes:
+        """The answer of turn `end`, and `<eod>`."""
+        return self._ids(*self.parts[2 * end - 1]) + self._eod
+
+    def prompt(self, start: int, end: int) -> bytes:
+        """Turns from `start` (0-based) up to the question of turn `end`, and `<sep>`.
+
+        The system prompt stands before them, unless `start` is `end`, which leaves the question alone.
+        """
+        first, last = self.parts[2 * min(start, end - 1)][0], self.parts[2 * end - 2][1]
+        if self.head and 0 < start < end:
+            ids = self.tokenizer.encode_bytes(self.head + self.text[first:last], structure=False)
+        else:
+            ids = self._ids(first if start else 0, last)
+        return ids + self._sep
+
+    def answers_in_prompt(self, start: int, end: int) -> NDArray[np.int32]:
+        """Spans of the answers in `prompt(start, end)`: a token counts where its first byte does."""
+        head = self.head if start < end else ""
+        begin, last = self.parts[2 * min(start, end - 1)][0], self.parts[2 * end - 2][1]
+        _, starts = self.tokenizer.encode_spans(head + self.text[begin:last], structure=False)
+        borders: list[int] = []
+        offset = len(head.encode())
+        for turn in range(start, end - 1):
+            question, answer = (len(part.encode()) for part in self.turns[turn])
+            first = offset + question + len(SEPARATOR)
+            borders += (first, first + answer)
+            offset = first + answer + len(SEPARATOR)
+        return np.searchsorted(starts, borders).astype(np.int32).reshape(-1, 2)
+
+    def _ids(self, first: int, last: int) -> bytes:
+        if self._encoded is None:
+            return self.tokenizer.encode_bytes(self.text[first:last], structure=False)
+        return self._encoded.part(first, last)
 
 
 @dataclass(frozen=True)
-class _History:
-    """What a prompt is made of."""
+class _Prompt:
+    """A prompt that fits: its ids (int32 bytes), the turn it begins with, the tokens cut off at its left."""
 
-    system: str | None
-    turns: tuple[Turn, ...]
-    question: str
-
-    def shortened(self) -> list[_History]:
-        """This and ever shorter ones: its oldest turns go one by one, the system prompt goes last."""
-        cuts = [
-            _History(self.system, self.turns[start:], self.question) for start in range(len(self.turns) + 1)
-        ]
-        return [*cuts, _History(None, (), self.question)] if self.system else cuts
+    ids: bytes
+    start: int
+    cut: int = 0
 
 
-def _sequence(
-    system: str | None,
-    turns: Sequence[Turn],
-    tokenizer: Yuan2Tokenizer,
-    max_length: int | None,
-    loss: LossMode,
-) -> Rendered | None:
-    """The sequence that ends with the last turn's answer; None when no label fits."""
-    answer = [*tokenizer.encode(turns[-1].answer, structure=False), tokenizer.eod_id]
-    budget = None if max_length is None else max_length - len(answer)
-    history = _History(system, tuple(turns[:-1]), turns[-1].question)
-    prompt = _fit(history, tokenizer, budget, with_labels=loss == "efficient")
+def _sequence(script: _Script, end: int, max_length: int | None, loss: LossMode) -> Spans | None:
+    """The sequence that ends with the answer of turn `end`; None when no label fits."""
+    answer = script.answer(end)
+    prompt = _fit(script, end, None if max_length is None else max_length - len(answer) // BYTES_OF_ID)
     if prompt is None:
         return None
-    return Rendered(prompt.input_ids + answer, prompt.labels + answer)
+    ids = np.frombuffer(prompt.ids + answer, dtype=np.int32)
+    learned = np.array([[len(prompt.ids) // BYTES_OF_ID, len(ids)]], dtype=np.int32)
+    if loss == "efficient" and end > 1:
+        earlier = np.maximum(script.answers_in_prompt(prompt.start, end) - prompt.cut, 0)
+        learned = np.concatenate((earlier[earlier[:, 0] < earlier[:, 1]], learned))
+    return Spans(ids, learned)
 
 
-def _fit(
-    history: _History, tokenizer: Yuan2Tokenizer, budget: int | None, *, with_labels: bool
-) -> Rendered | None:
-    """The longest form of a prompt that fits, `<sep>` included; None when not even `<sep>` fits."""
-    whole = _prompt(history, tokenizer, with_labels)
-    if budget is None or len(whole.input_ids) <= budget:
-        return whole
+def _fit(script: _Script, end: int, budget: int | None) -> _Prompt | None:
+    """The longest form of a prompt that fits, `<sep>` included; None when not even `<sep>` fits.
+
+    Its oldest turns go one by one, then the system prompt, then the beginning of the question.
+    """
+    whole = script.prompt(0, end)
+    if budget is None or len(whole) <= BYTES_OF_ID * budget:
+        return _Prompt(whole, 0)
     if budget < 1:
         return None
-    cuts = history.shortened()
+    cuts = range(end + 1 if script.head else end)
     # Each cut is shorter than the one before it, so the first that fits can be searched by halves.
-    found = bisect_left(cuts, True, key=lambda cut: len(_prompt(cut, tokenizer, False).input_ids) <= budget)
+    found = bisect_left(cuts, True, key=lambda start: len(script.prompt(start, end)) <= BYTES_OF_ID * budget)
     if found < len(cuts):
-        return _prompt(cuts[found], tokenizer, with_labels)
-    last = _prompt(cuts[-1], tokenizer, with_labels)
-    return Rendered(last.input_ids[-budget:], last.labels[-budget:])
+        return _Prompt(script.prompt(found, end), found)
+    last = script.prompt(cuts[-1], end)
+    return _Prompt(last[-BYTES_OF_ID * budget :], cuts[-1], len(last) // BYTES_OF_ID - budget)
 
 
-def _prompt(history: _History, tokenizer: Yuan2Tokenizer, with_labels: bool) -> Rendered:
-    """Ids of a prompt and, if asked for, labels on the tokens of the answers in it."""
-    parts = [part for turn in history.turns for part in turn] + [history.question]
-    head = f"{history.system}\n" if history.system else ""
-    text = head + SEPARATOR.join(parts)
-    if not with_labels or not history.turns:
-        ids = [*tokenizer.encode(text, structure=False), tokenizer.sep_id]
-        return Rendered(ids, [IGNORED] * len(ids))
-    ids, starts = tokenizer.encode_spans(text, structure=False)
-    labels = [IGNORED] * len(ids)
-    for begin, end in _answer_spans(len(head.encode()), history.turns):
-        first, last = bisect_left(starts, begin), bisect_left(starts, end)
-        labels[first:last] = ids[first:last]
-    return Rendered([*ids, tokenizer.sep_id], [*labels, IGNORED])
-
-
-def _answer_spans(offset: int, turns: Sequence[Turn]) -> Iterator[tuple[int, int]]:
-    """First byte and byte after the last of each answer, for turns that begin at a byte of the prompt."""
-    gap = len(SEPARATOR.encode())
+def _part_borders(offset: int, turns: Sequence[Turn]) -> list[tuple[int, int]]:
+    """First character and character after the last of each question and answer, in turns."""
+    borders = []
     for turn in turns:
-        begin = offset + len(turn.question.encode()) + gap
-        end = begin + len(turn.answer.encode())
-        yield begin, end
-        offset = end + gap
+        for part in turn:
+            borders.append((offset, offset + len(part)))
+            offset += len(part) + len(SEPARATOR)
+    return borders

@@ -7,10 +7,10 @@ cannot be used does not end the reading, so that one message tells about all of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from yuan2_core.contract import DatasetFormat
 from yuan2_core.conversation import Conversation
@@ -18,7 +18,18 @@ from yuan2_core.errors import DatasetError, MessageError
 from yuan2_core.json_records import BrokenRecord, read_records
 from yuan2_core.messages import FASTCHAT, Message, Turn, check_answer, check_text, kind, read_dialogue
 
-__all__ = ["Dataset", "DatasetFormat", "RecordError", "iterate_dataset", "load_conversations", "read_dataset"]
+__all__ = [
+    "Dataset",
+    "DatasetFormat",
+    "NumberedRecord",
+    "RecordError",
+    "check_errors",
+    "convert",
+    "iterate_dataset",
+    "load_conversations",
+    "number_records",
+    "read_dataset",
+]
 
 ERRORS_SHOWN: Final = 10
 """Record errors that a message spells out."""
@@ -118,7 +129,8 @@ def read_dataset(
         else:
             conversations.append(item)
     dataset = Dataset(conversations, errors, len(conversations) + len(errors))
-    _check(dataset, path, max_invalid_fraction)
+    shown = [str(error) for error in errors[:ERRORS_SHOWN]]
+    check_errors(path, dataset.total, len(errors), shown, max_invalid_fraction)
     return dataset
 
 
@@ -131,19 +143,53 @@ def iterate_dataset(
     Raises:
         DatasetError: the file cannot be read, is not JSON, or has a layout that is none of the known ones.
     """
+    for record in number_records(path, format):
+        yield convert(record, str(Path(path)))
+
+
+class NumberedRecord(NamedTuple):
+    """A record as it stands in a file.
+
+    Attributes:
+        number: its number, from 1.
+        content: what JSON makes of it, or a `BrokenRecord`.
+        layout: `fastchat`, `alpaca` or `belle`; None where the record is no object.
+    """
+
+    number: int
+    content: Any
+    layout: str | None
+
+
+def number_records(
+    path: str | Path,
+    format: DatasetFormat = "auto",  # noqa: A002
+) -> Iterator[NumberedRecord]:
+    """Records of a file in order, not checked yet: `convert` may do that in another process.
+
+    Raises:
+        DatasetError: as `iterate_dataset`.
+    """
     if format not in ("auto", *_READERS):
         raise ValueError(f"format: {format!r} is not auto, fastchat, alpaca or belle")
     file = Path(path)
-    records = enumerate(read_records(file), start=1)
-    reader = _READERS.get(format)
-    for number, record in records:
-        if isinstance(record, BrokenRecord):
-            yield RecordError(str(file), number, None, record.problem)
-        elif not isinstance(record, dict):
-            yield RecordError(str(file), number, None, f"must be an object, not {kind(record)}")
+    layout = None if format == "auto" else str(format)
+    for number, record in enumerate(read_records(file), start=1):
+        if isinstance(record, dict):
+            layout = layout or _detect(record, file, number)
+            yield NumberedRecord(number, record, layout)
         else:
-            reader = reader or _READERS[_detect(record, file, number)]
-            yield _convert(record, reader, str(file), number)
+            yield NumberedRecord(number, record, None)
+
+
+def convert(record: NumberedRecord, source: str) -> Conversation | RecordError:
+    """The conversation of a record of the file `source`, or what is wrong with it."""
+    number, content, layout = record
+    if layout is not None:
+        return _convert(content, _READERS[layout], source, number)
+    broken = isinstance(content, BrokenRecord)
+    problem = content.problem if broken else f"must be an object, not {kind(content)}"
+    return RecordError(source, number, None, problem)
 
 
 def _convert(
@@ -229,14 +275,23 @@ def _detect(record: Mapping[str, Any], file: Path, number: int) -> str:
     )
 
 
-def _check(dataset: Dataset, path: str | Path, max_invalid_fraction: float) -> None:
-    if dataset.total == 0:
+def check_errors(
+    path: str | Path, total: int, wrong: int, shown: Sequence[str], max_invalid_fraction: float
+) -> None:
+    """Refuse a file with too many records that cannot be used.
+
+    Args:
+        path: the file.
+        total: its records.
+        wrong: those that cannot be used.
+        shown: what is wrong with the first `ERRORS_SHOWN` of them.
+        max_invalid_fraction: share of the records that may be unusable, 0 to 1.
+
+    Raises:
+        DatasetError: too many records are wrong, or no record is right.
+    """
+    if total == 0:
         raise DatasetError(f"{path}: no records; it must hold conversations as a JSON array or JSON Lines")
-    wrong = len(dataset.errors)
-    if wrong and (wrong > max_invalid_fraction * dataset.total or not dataset.conversations):
-        raise DatasetError(f"{wrong} of {dataset.total} records cannot be used: {_list(dataset.errors)}")
-
-
-def _list(errors: list[RecordError]) -> str:
-    more = len(errors) - ERRORS_SHOWN
-    return "; ".join(map(str, errors[:ERRORS_SHOWN])) + (f"; and {more} more" if more > 0 else "")
+    if wrong and (wrong > max_invalid_fraction * total or wrong == total):
+        listed = "; ".join(shown) + (f"; and {wrong - len(shown)} more" if wrong > len(shown) else "")
+        raise DatasetError(f"{wrong} of {total} records cannot be used: {listed}")

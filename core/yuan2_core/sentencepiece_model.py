@@ -1,7 +1,8 @@
 """What a SentencePiece model file says about itself, and how to append pieces to it.
 
 The file is one protocol buffer, `ModelProto` of sentencepiece_model.proto. Its field 1 repeats the pieces
-(1: text, 2: score, 3: type), field 2 is the trainer's specification (35: byte fallback) and field 3 the
+(1: text, 2: score, 3: type), field 2 is the trainer's specification (3: kind of model,
+35: byte fallback) and field 3 the
 normalizer's (2: character map, 3: add a dummy space in front, 4: squeeze white space, 5: write a space as
 U+2581). Reading these few by hand spares the protobuf package.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_BPE = 2
 _FIXED_SIZE = {_FIXED64: 8, _FIXED32: 4}
 
 
@@ -29,6 +31,8 @@ class ModelSpec:
     """A space is put in front of every text."""
     escapes_spaces: bool
     """A space is written U+2581 in pieces."""
+    byte_pairs: bool
+    """Pieces are joined from smaller ones (BPE), not chosen as the likeliest whole (unigram)."""
 
 
 def read_spec(model: bytes) -> ModelSpec:
@@ -51,6 +55,7 @@ def read_spec(model: bytes) -> ModelSpec:
         rewrites_text=bool(normalizer.get(2, b"")) or bool(normalizer.get(4, 1)),
         dummy_prefix=bool(normalizer.get(3, 1)),
         escapes_spaces=bool(normalizer.get(5, 1)),
+        byte_pairs=trainer.get(3, 1) == _BPE,
     )
 
 
@@ -60,6 +65,14 @@ def append_pieces(model: bytes, pieces: Iterable[str]) -> bytes:
     Such a piece is never chosen for text unless merges lead to it; only its id is used.
     """
     return model + b"".join(_message(_PIECES, _piece(piece.encode())) for piece in pieces)
+
+
+def without_dummy_prefix(model: bytes) -> bytes:
+    """The same model, but with no space put in front of a text.
+
+    A field that comes again is merged over the one before it.
+    """
+    return model + _message(_NORMALIZER, bytes([3 << 3 | _VARINT, 0]))
 
 
 def _piece(text: bytes) -> bytes:

@@ -12,9 +12,11 @@ from itertools import accumulate, chain, compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
 from yuan2_core.errors import TokenizerError
+from yuan2_core.segments import EncodedText, Ids, SegmentEncoder, id_bytes
 from yuan2_core.sentencepiece_model import ModelSpec, read_spec
 from yuan2_core.special_tokens import EOD, PAD, SEP, SPECIAL_TOKENS, STRUCTURE
 from yuan2_core.tokenizer_files import MODEL_FILE, read_added_tokens, write_tokenizer
@@ -61,6 +63,14 @@ class Yuan2Tokenizer:
         self._any_marker = _either(text for text in self.special_ids if text not in STRUCTURE)
         self._bytes = self._bytes_of_tokens()
         self._special = frozenset(self.special_ids.values())
+        self._added = dict(added_tokens or {})
+        self._encoder = SegmentEncoder(
+            model, self._pieces, dummy_prefix=self._spec.dummy_prefix, byte_pairs=self._spec.byte_pairs
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process builds it anew from the same model."""
+        return _rebuild, (self._model, self._added, self.source)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Yuan2Tokenizer:
@@ -93,13 +103,23 @@ class Yuan2Tokenizer:
             structure: with False, `<eod>`, `<sep>` and `<pad>` in the text are ordinary text (what a
                 message says cannot end the message); the other special tokens stay atomic.
         """
-        ids: list[int] = []
-        for chunk, special in self._split(text, structure):
-            if special is None:
-                ids += self._processor.encode(chunk)
-            else:
-                ids.append(special)
+        ids: list[int] = self.encode_array(text, structure=structure).tolist()
         return ids
+
+    def encode_array(self, text: str, *, structure: bool = True) -> Ids:
+        """Token ids of a text as int32; otherwise `encode`."""
+        return np.frombuffer(self.encode_bytes(text, structure=structure), dtype=np.int32)
+
+    def encode_bytes(self, text: str, *, structure: bool = True) -> bytes:
+        """Token ids of a text as the bytes of int32; otherwise `encode`."""
+        return b"".join(
+            self._encoder.encode(chunk) if special is None else id_bytes(special)
+            for chunk, special in self._split(text, structure)
+        )
+
+    def read(self, text: str) -> EncodedText | None:
+        """A text encoded once for all its parts (`structure` False); None where a special token is in it."""
+        return None if self._any_marker.search(text) else self._encoder.read(text)
 
     def encode_spans(self, text: str, *, structure: bool = True) -> tuple[list[int], list[int]]:
         """Token ids of a text and, for each, the offset of its first byte in the text's UTF-8.
@@ -112,7 +132,7 @@ class Yuan2Tokenizer:
         offset = 0
         for chunk, special in self._split(text, structure):
             if special is None:
-                chunk_ids: list[int] = self._processor.encode(chunk)
+                chunk_ids = np.frombuffer(self._encoder.encode(chunk), dtype=np.int32).tolist()
                 ids += chunk_ids
                 starts += [offset + start for start in self._starts(chunk_ids, chunk)]
             else:
@@ -236,6 +256,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> 
     else:
         tokenizer.save_pretrained(target)
     return tokenizer
+
+
+def _rebuild(model: bytes, added: Mapping[str, int], source: str) -> Yuan2Tokenizer:
+    return Yuan2Tokenizer(model, added, source=source)
 
 
 def _load(model: bytes, source: str) -> tuple[ModelSpec, Any]:

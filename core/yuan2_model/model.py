@@ -63,6 +63,7 @@ class Yuan2Model(Yuan2PreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head_dim = config.dimensions().head_dim
         self.gradient_checkpointing = False
+        self.checkpoint_every = 1  # with gradient checkpointing, of so many layers one is computed again
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -130,9 +131,9 @@ class Yuan2Model(Yuan2PreTrainedModel):
     ) -> tuple[Tensor, list[Tensor]]:
         turn = rotation(layout.positions_BT, self.head_dim, x_BTH.dtype)
         inputs = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             inputs.append(x_BTH)
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training and index % self.checkpoint_every == 0:
                 x_BTH = self._gradient_checkpointing_func(layer.__call__, x_BTH, layout, turn, cache)
             else:
                 x_BTH = layer(x_BTH, layout, turn, cache)

@@ -132,7 +132,7 @@ def _load_weights(job: ServeJob, tokenizer: Yuan2Tokenizer, context: int) -> Ser
     from yuan2_server.scheduler import Limits
 
     spec = job.worker
-    model = runner.load(job.model_path, spec.device, spec.precision)
+    model = runner.load(job.model_path, spec.device, spec.precision, job.adapter_path)
     limits = Limits(
         max_sequences=spec.max_concurrent_requests,
         max_cached_tokens=runner.cached_token_budget(model, spec.device),

@@ -88,9 +88,12 @@ def cached_token_budget(model: Any, device: Device) -> int:
     return token_budget(free, token_bytes(config.num_hidden_layers, config.hidden_size, element_size))
 
 
-def load(path: str, device: Device, precision: ServePrecision) -> Any:
-    """A `yuan2_model.Yuan2ForCausalLM` for inference, on its device. Raises UserError when its files are not
-    whole."""
+def load(path: str, device: Device, precision: ServePrecision, adapter: str | None = None) -> Any:
+    """A `yuan2_model.Yuan2ForCausalLM` for inference, on its device, an adapter's directory merged into it.
+
+    Raises:
+        UserError: its files or the adapter's are not whole, or do not belong together.
+    """
     from yuan2_model.weights import load_model
 
     if device == "cpu":
@@ -99,4 +102,9 @@ def load(path: str, device: Device, precision: ServePrecision) -> Any:
         raise UserError(
             "gpusPerWorker: there is no GPU in this pod that torch can use; leave it out to serve on the CPU"
         )
-    return load_model(path, dtype=DTYPES[precision], device=device).eval().requires_grad_(False)
+    model = load_model(path, dtype=DTYPES[precision], device=device)
+    if adapter is not None:
+        from yuan2_model.adapters import with_adapter
+
+        model = with_adapter(model, adapter)
+    return model.eval().requires_grad_(False)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from yuan2_core.contract import DEFAULT_EPOCHS, Checkpoint, Method, Training
+from tests.support.training import make_job
+from yuan2_core.contract import DEFAULT_EPOCHS, Checkpoint, Launch, Method, Training, TrainJob
 from yuan2_core.presets import PRESETS, zero_stage
 from yuan2_trainer.deepspeed import engine_config
 
@@ -23,6 +24,12 @@ METHODS = [name for name in ("full", "lora", "qlora") if name in Method.model_fi
 
 def name_of(row: dict[str, Any]) -> str:
     return f"{row['table']}-{row['size']}-{row['method']}-{row['length']}"
+
+
+def on_gpus(training: Training, stage: int, gpus: int = 8) -> TrainJob:
+    launch = Launch(nodes=1, processes_per_node=gpus, device="cuda")
+    made = make_job(Path("model"), Path("data"), Path("output"), stage=stage)
+    return made.model_copy(update={"training": training, "launch": launch})
 
 
 def resolved(row: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def resolved(row: dict[str, Any]) -> dict[str, Any]:
         "training": {"epochs": DEFAULT_EPOCHS, **json.loads(training.to_json())},
         "checkpoint": json.loads(Checkpoint().to_json()),
         "stage": stage,
-        "deepspeed": engine_config(training, stage, "cuda", own_bf16_wrapper=False),
+        "deepspeed": engine_config(on_gpus(training, stage, row["gpus"])),
     }
 
 
@@ -70,7 +77,7 @@ def test_the_defaults_are_the_published_hyperparameters() -> None:
 
 
 def test_zero_2_is_the_published_section() -> None:
-    ours = engine_config(Training(), 2, "cuda", own_bf16_wrapper=False)
+    ours = engine_config(on_gpus(Training(), 2))
     published = PUBLISHED["deepspeed"]
     assert ours["zero_optimization"] == published["zero_optimization"]
     assert ours["zero_allow_untested_optimizer"] is published["zero_allow_untested_optimizer"]
@@ -78,7 +85,7 @@ def test_zero_2_is_the_published_section() -> None:
 
 def test_what_the_publisher_leaves_to_the_trainer_is_filled_in_from_the_hyperparameters() -> None:
     training = Training()
-    ours = engine_config(training, 2, "cuda", own_bf16_wrapper=False)
+    ours = engine_config(on_gpus(training, 2))
     left = {name for name, value in PUBLISHED["deepspeed"].items() if value == "auto"}
     expected = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,

@@ -63,6 +63,9 @@ def write_model(directory: Path, layers: int = 2, hidden: int = 32, seed: int = 
     return directory
 
 
+_BESIDE_TRAINING = ("method", "deepspeed", "merge_adapter", "evaluation", "tensorboard")
+
+
 def make_job(
     model: Path,
     data: Path,
@@ -77,6 +80,7 @@ def make_job(
     names."""
     checkpoint = {"every_steps": training.pop("every_steps", 1000), "keep": training.pop("keep", 10)}
     invalid = training.pop("max_invalid_fraction", 0.0)
+    beside = {name: training.pop(name) for name in _BESIDE_TRAINING if name in training}
     fields = {"precision": "fp32", "max_length": 128, "learning_rate": 1e-3, "max_steps": 6, **training}
     return TrainJob.model_validate(
         {
@@ -87,6 +91,7 @@ def make_job(
             "model": {"size": "custom", "path": str(model)},
             "dataset": {"path": str(data), "max_invalid_fraction": invalid},
             "method": {"full": {}},
+            **beside,
             "training": {name: value for name, value in fields.items() if value is not None},
             "stage": stage,
             "checkpoint": checkpoint,

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from yuan2_core.contract import Training, TrainJob
+from yuan2_core.contract import DeepSpeed, Offload, TrainJob
+from yuan2_trainer.outcome import JobError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,17 +50,130 @@ ADAM_EPS = 1e-8
 """The defaults of `transformers.TrainingArguments`, which the published recipe leaves as they are."""
 
 
-def engine_config(training: Training, stage: int, device: str, own_bf16_wrapper: bool) -> dict[str, Any]:
+FLOPS_PROFILER: dict[str, Any] = {
+    "enabled": True,
+    "profile_step": 1,
+    "module_depth": -1,
+    "top_modules": 1,
+    "detailed": True,
+}
+"""The published recipe's profiler section."""
+
+DECIDED: dict[str, str] = {
+    "train_batch_size": "training.microBatchSize, training.gradientAccumulationSteps and workers",
+    "train_micro_batch_size_per_gpu": "training.microBatchSize",
+    "gradient_accumulation_steps": "training.gradientAccumulationSteps",
+    "gradient_clipping": "training.maxGradNorm",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "amp": "training.precision",
+    "data_types": "training.precision",
+    "optimizer": "training.learningRate and training.weightDecay",
+    "scheduler": "training.schedule",
+    "activation_checkpointing": "training.gradientCheckpointing",
+    "tensorboard": "tensorboard",
+    "flops_profiler.enabled": "deepspeed.flopsProfiler",
+    "zero_optimization.stage": "deepspeed.stage",
+    "zero_optimization.offload_optimizer.device": "deepspeed.offload",
+    "zero_optimization.offload_param.device": "deepspeed.offload",
+    "zero_optimization.cpu_offload": "deepspeed.offload",
+    "zero_optimization.cpu_offload_param": "deepspeed.offload",
+}
+"""Keys of DeepSpeed's configuration, and the fields that decide them."""
+
+PASSED_ON = (
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "flops_profiler",
+    "comms_logger",
+    "timers",
+    "aio",
+    "csv_monitor",
+    "wandb",
+    "comet",
+    "disable_allgather",
+    "torch_autocast",
+)
+"""Sections and keys that have an effect in this trainer."""
+
+
+def check_deepspeed(job: TrainJob) -> None:
+    """Refuse offload that the stage cannot do, and overrides that contradict a field or have no effect.
+
+    Raises:
+        JobError: names the field or key and the way out.
+    """
+    wanted = job.deepspeed
+    if wanted.offload == "parameters" and job.stage != 3:
+        raise JobError(
+            f"deepspeed.offload: parameters wait in the CPU's memory only with ZeRO-3, the stage is "
+            f"{job.stage}; set deepspeed.stage to 3, or offload to optimizer"
+        )
+    if wanted.offload == "optimizer" and job.stage < 2:
+        raise JobError(
+            "deepspeed.offload: without ZeRO there is no optimizer state to offload; "
+            "set deepspeed.stage to 2 or 3"
+        )
+    for path in _paths(wanted.overrides):
+        _check_override(path, wanted)
+
+
+def _check_override(path: str, wanted: DeepSpeed) -> None:
+    section = path.partition(".")[0]
+    for key, field in DECIDED.items():
+        if path == key or path.startswith(key + "."):
+            raise JobError(f"deepspeed.overrides: {path} is decided by {field}; set that instead")
+    if section not in PASSED_ON:
+        raise JobError(
+            f"deepspeed.overrides: {section} has no effect in this trainer; known are {', '.join(PASSED_ON)}"
+        )
+    if section == "flops_profiler" and not wanted.flops_profiler:
+        raise JobError(f"deepspeed.overrides: {path} needs deepspeed.flopsProfiler: true")
+    offloaded = path.split(".")[1:2]
+    if offloaded == ["offload_optimizer"] and wanted.offload == "none":
+        raise JobError(f"deepspeed.overrides: {path} needs deepspeed.offload: optimizer or parameters")
+    if offloaded == ["offload_param"] and wanted.offload != "parameters":
+        raise JobError(f"deepspeed.overrides: {path} needs deepspeed.offload: parameters")
+
+
+def _paths(tree: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Dotted names of the leaves, in order."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _paths(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
+def merged(ours: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `ours`: sections are merged, everything else is replaced."""
+    both = dict(ours)
+    for key, value in over.items():
+        below = both.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            both[key] = merged(below, value)
+        else:
+            both[key] = value
+    return both
+
+
+def engine_config(job: TrainJob, own_bf16_wrapper: bool = False) -> dict[str, Any]:
     """The configuration as DeepSpeed reads it.
 
     Args:
-        training: hyperparameters; batch sizes are those of one rank.
-        stage: ZeRO stage 0, 2 or 3.
-        device: `cpu` or `cuda`.
+        job: what to train; batch sizes are those of one rank.
         own_bf16_wrapper: whether this DeepSpeed accumulates bf16 gradients without ZeRO in fp32 (releases
         before 0.17
             demand it, later ones refuse it).
     """
+    training, wanted = job.training, job.deepspeed
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -67,20 +181,27 @@ def engine_config(training: Training, stage: int, device: str, own_bf16_wrapper:
         "bf16": {"enabled": training.precision == "bf16"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero_section(stage, device),
+        "zero_optimization": zero_section(job.stage, job.launch.device, wanted.offload),
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
-    if stage == 0 and training.precision == "bf16" and own_bf16_wrapper:
+    if job.stage == 0 and training.precision == "bf16" and own_bf16_wrapper:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
+    if wanted.flops_profiler:
+        config["flops_profiler"] = FLOPS_PROFILER
+    return merged(config, wanted.overrides)
 
 
-def zero_section(stage: int, device: str) -> dict[str, Any]:
+def zero_section(stage: int, device: str, offload: Offload = "none") -> dict[str, Any]:
     """The `zero_optimization` section of a stage."""
-    section = {0: {"stage": 0}, 2: ZERO_2, 3: ZERO_3}[stage]
+    section = dict({0: {"stage": 0}, 2: ZERO_2, 3: ZERO_3}[stage])
+    place = {"device": "cpu", "pin_memory": device == "cuda"}
+    if offload != "none":
+        section["offload_optimizer"] = place
+    if offload == "parameters":
+        section["offload_param"] = place
     if device == "cuda":
-        return dict(section)
+        return section
     return {
         key: min(value, BUCKET_LIMIT_ON_CPU) if key.endswith("bucket_size") else value
         for key, value in section.items()
@@ -121,12 +242,23 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, training: Training, device: str) -> Optimizer:
-    """AdamW, fused on GPUs. The rate starts at 0 and is set before every step."""
+def build_optimizer(model: nn.Module, job: TrainJob) -> Optimizer:
+    """AdamW, fused on GPUs and, for offloaded state, on the CPU where this torch can.
+
+    The rate starts at 0 and is set before every step.
+    """
     from torch.optim import AdamW
 
-    groups = parameter_groups(model.named_parameters(), training.weight_decay)
-    return AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=device == "cuda")
+    groups = parameter_groups(model.named_parameters(), job.training.weight_decay)
+    fused = job.launch.device == "cuda" and (job.deepspeed.offload == "none" or _fused_on_cpu())
+    return AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=fused)
+
+
+def _fused_on_cpu() -> bool:
+    """torch 2.4 brought the fused AdamW of the CPU (its release notes)."""
+    import torch
+
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
 def job_config(job: TrainJob) -> dict[str, Any]:
@@ -134,14 +266,14 @@ def job_config(job: TrainJob) -> dict[str, Any]:
     from deepspeed.runtime import engine as engine_module
 
     own_wrapper = not hasattr(engine_module, "DDP_BFLOAT16")
-    return engine_config(job.training, job.stage, job.launch.device, own_wrapper)
+    return engine_config(job, own_wrapper)
 
 
 def build_engine(model: nn.Module, job: TrainJob) -> Any:
     """`deepspeed.initialize` for a loaded model; the process group exists already."""
     import deepspeed
 
-    optimizer = build_optimizer(model, job.training, job.launch.device)
+    optimizer = build_optimizer(model, job)
     return deepspeed.initialize(
         model=model, optimizer=optimizer, config=job_config(job), dist_init_required=False
     )[0]

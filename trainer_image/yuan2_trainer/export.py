@@ -1,11 +1,12 @@
-"""What a finished run leaves behind: `<output>/model` in the published layout, and `<output>/job.json`."""
+"""What a finished run leaves behind: `<output>/model` in the published layout, `<output>/adapter` in PEFT's,
+and `<output>/job.json`."""
 
 from __future__ import annotations
 
 import json
 import platform
 import shutil
-from contextlib import nullcontext
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,44 +14,104 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from yuan2_core.contract import TrainJob
+from yuan2_core.contract import LoRA, TrainJob
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import save_model
+from yuan2_model.adapters import ADAPTER_CONFIG
+from yuan2_trainer.adapters import is_adapter, merged_weights, save_adapter
 from yuan2_trainer.checkpoint import sync_directory
+from yuan2_trainer.methods import adapter_of
+from yuan2_trainer.partitioned import gathered
+from yuan2_trainer.quantised import dequantised
 from yuan2_trainer.workspace import read_text, replace
 
 MODEL_DIRECTORY = "model"
+ADAPTER_DIRECTORY = "adapter"
+_MARKS = {MODEL_DIRECTORY: "config.json", ADAPTER_DIRECTORY: ADAPTER_CONFIG}
+"""A file that each directory has once it is complete."""
 JOB_RECORD = "job.json"
-_PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "safetensors", "sentencepiece")
+_PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "numpy",
+    "safetensors",
+    "sentencepiece",
+    "peft",
+    "bitsandbytes",
+)
 
 
-def export_model(engine: Any, job: TrainJob) -> Path:
-    """Write the trained model; all ranks take part, rank 0 writes. A reader sees the old model or the new
-    one."""
-    state = gather_weights(engine)
-    final = Path(job.output) / MODEL_DIRECTORY
+def export_model(engine: Any, job: TrainJob) -> str:
+    """Write what was trained: the model, or the adapter and, where asked for, base and adapter merged.
+
+    All ranks take part, rank 0 writes. A reader sees the old directory or the new one. Returns words on where
+    it is.
+    """
+    adapter = adapter_of(job.method)
+    if adapter is None:
+        _write_model(job, gather_weights(engine), engine)
+    else:
+        _write_adapter(job, adapter, gather_weights(engine, only=is_adapter))
+        if job.merge_adapter:
+            state = gather_weights(engine)
+            _write_model(job, merged_weights(state, engine.module.config, adapter) if state else {}, engine)
+    return f"written to {' and '.join(str(Path(job.output) / name) for name in export_directories(job))}"
+
+
+def export_directories(job: TrainJob) -> list[str]:
+    """What a complete run has left in its output."""
+    if job.method.full is not None:
+        return [MODEL_DIRECTORY]
+    return [ADAPTER_DIRECTORY, MODEL_DIRECTORY] if job.merge_adapter else [ADAPTER_DIRECTORY]
+
+
+def _write_model(job: TrainJob, state: dict[str, Tensor], engine: Any) -> None:
+    def write(directory: Path) -> None:
+        save_model(state, engine.module.config, directory)
+
+    _replace_directory(job, MODEL_DIRECTORY, write)
+
+
+def _write_adapter(job: TrainJob, adapter: LoRA, state: dict[str, Tensor]) -> None:
+    def write(directory: Path) -> None:
+        save_adapter(state, adapter, job.model.path, directory)
+        shutil.copyfile(Path(job.model.path) / "config.json", directory / "config.json")
+
+    _replace_directory(job, ADAPTER_DIRECTORY, write)
+
+
+def _replace_directory(job: TrainJob, name: str, write: Callable[[Path], None]) -> None:
+    """Write a directory, tokenizer included, beside the one that it then replaces."""
     if dist.get_rank() == 0:
-        partial = final.with_name(f".{MODEL_DIRECTORY}.partial")
+        partial = Path(job.output) / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            save_model(state, engine.module.config, partial)
+            write(partial)
             Yuan2Tokenizer.from_pretrained(job.model.path).save_pretrained(partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        put_in_place(partial, final)
+        put_in_place(partial, Path(job.output) / name)
     dist.barrier()
-    return final
 
 
-def gather_weights(engine: Any) -> dict[str, Tensor]:
-    """All weights on the CPU of rank 0, in training precision; empty on the other ranks."""
+def gather_weights(engine: Any, only: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
+    """Weights on the CPU of rank 0, in training precision, 4-bit ones as what they stand for; empty on the
+    other ranks.
+
+    Args:
+        engine: DeepSpeed's engine.
+        only: which parameters, by name.
+    """
     keep = dist.get_rank() == 0
     state: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
-        with _gathered(parameter):
+        if not only(name):
+            continue
+        with gathered(parameter):
             if keep:
-                state[name] = parameter.detach().to("cpu", copy=True)
+                state[name] = dequantised(parameter).to("cpu", copy=True)
     return state
 
 
@@ -74,16 +135,29 @@ def write_record(job: TrainJob, identity: dict[str, Any], step: int, complete: b
         "complete": complete,
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _PACKAGES},
+            **_versions(),
         },
     }
     replace(Path(job.output) / JOB_RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
 
+def _versions() -> dict[str, str]:
+    return {name: version for name in _PACKAGES if (version := _version(name)) is not None}
+
+
+def _version(package: str) -> str | None:
+    """`None` for a package that this image does without."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def completed_step(job: TrainJob, identity: dict[str, Any]) -> int | None:
-    """The last step of this very run when it is complete and its model is there, else `None`."""
-    text = read_text(Path(job.output) / JOB_RECORD)
-    if text is None or not (Path(job.output) / MODEL_DIRECTORY / "config.json").is_file():
+    """The last step of this very run when it is complete and what it exports is there, else `None`."""
+    output = Path(job.output)
+    text = read_text(output / JOB_RECORD)
+    if text is None or not all((output / name / _MARKS[name]).is_file() for name in export_directories(job)):
         return None
     try:
         record = json.loads(text)
@@ -91,11 +165,3 @@ def completed_step(job: TrainJob, identity: dict[str, Any]) -> int | None:
         return int(record["step"]) if done else None
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _gathered(parameter: Any) -> Any:
-    if not hasattr(parameter, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter])

@@ -7,16 +7,23 @@ from typing import Any
 
 from yuan2_core.contract import TrainJob
 
-_FREE = ("microBatchSize", "gradientAccumulationSteps", "gradientCheckpointing")
+_FREE = (
+    "microBatchSize",
+    "gradientAccumulationSteps",
+    "gradientCheckpointing",
+    "gradientCheckpointingEvery",
+    "packing",
+    "tf32",
+)
 """Fields of `training` that may change between attempts: they decide how fast a step is, not what is
 learned from which sample."""
 
 
 def run_identity(job: TrainJob, data_fingerprint: str) -> dict[str, Any]:
     """Field name to value of everything that must stay the same while a run goes on from its checkpoints."""
-    training = job.training.model_dump(by_alias=True, exclude_none=True)
+    training = job.training.model_dump(mode="json", by_alias=True, exclude_none=True)
     fields = {f"training.{name}": value for name, value in training.items() if name not in _FREE}
-    method = job.method.model_dump(by_alias=True, exclude_none=True)
+    method = job.method.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {**fields, "model.size": job.model.size, "method": method, "dataset": data_fingerprint}
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
 
 from yuan2_core.contract import TrainJob
-from yuan2_model import Yuan2ForCausalLM, check_model_directory, load_model
-from yuan2_model.dimensions import HEAD
-from yuan2_model.weights import load_config, read_tensors
+from yuan2_model import Yuan2ForCausalLM, load_model
 from yuan2_trainer.checkpoint import restore, start_optimizer
 from yuan2_trainer.deepspeed import build_engine, job_config
 from yuan2_trainer.manifest import Found
+from yuan2_trainer.methods import adapter_of
+from yuan2_trainer.partitioned import fill, load_partitioned
 from yuan2_trainer.shards import ShardReader
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -29,8 +26,7 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         job: what to train.
         found: the checkpoint to go on from, or `None` for the first step.
     """
-    dtype = DTYPES[job.training.precision]
-    model = load_partitioned(job, dtype) if job.stage == 3 else load_model(job.model.path, dtype)
+    model = load_for_training(job)
     if found is not None:
         reader = ShardReader(found)
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -38,10 +34,7 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         fill(model, ((name, reader.full(name)) for name in names))
     model.config.use_cache = False
     if job.training.gradient_checkpointing:
-        # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again with the layer.
-        model.gradient_checkpointing_enable({"use_reentrant": job.stage == 3})
-        if job.stage == 3:
-            model.enable_input_require_grads()
+        _compute_layers_again(model, job)
     model.train()
     engine = build_engine(model, job)
     if found is None:
@@ -51,28 +44,30 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
     return engine
 
 
-def load_partitioned(job: TrainJob, dtype: torch.dtype) -> Yuan2ForCausalLM:
-    """The model cut over the ranks as ZeRO-3 keeps it: no rank ever holds more than one whole tensor."""
-    import deepspeed
+def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
+    """The model with what its method trains: everything, or an adapter beside frozen weights."""
+    adapter = adapter_of(job.method)
+    if job.method.qlora is not None:
+        from yuan2_trainer.quantised import load_quantised
 
-    facts = check_model_directory(Path(job.model.path))
-    with deepspeed.zero.Init(config_dict_or_path=job_config(job), dtype=dtype):
-        model = Yuan2ForCausalLM(load_config(facts))
-    tied = facts.dimensions.tie_word_embeddings
-    fill(model, (item for item in read_tensors(facts) if not (tied and item[0] == HEAD)))
+        # Quantised where it stays: what moves later is a quarter of the size.
+        model = load_quantised(Path(job.model.path), torch.device(job.launch.device))
+    elif job.stage == 3:
+        model = load_partitioned(Path(job.model.path), DTYPES[job.training.precision], job_config(job))
+    else:
+        model = load_model(Path(job.model.path), dtype=DTYPES[job.training.precision])
+    if adapter is not None:
+        from yuan2_trainer.adapters import add_adapter
+
+        torch.manual_seed(job.training.seed)  # the same first matrices however the model was loaded
+        model = add_adapter(model, adapter, job.model.path)
     return model
 
 
-def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
-    """Set parameters by name; under ZeRO-3 rank 0's values are spread, and all ranks pass the same names."""
-    import deepspeed
-
-    parameters = dict(model.named_parameters())
-    for name, value in values:
-        parameter = parameters[name]
-        if not hasattr(parameter, "ds_id"):
-            parameter.data.copy_(value)
-            continue
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if dist.get_rank() == 0:
-                parameter.data.copy_(value)
+def _compute_layers_again(model: Yuan2ForCausalLM, job: TrainJob) -> None:
+    # ZeRO-3 gathers weights in module hooks; the reentrant kind runs those again when it computes a
+    # layer again. It needs inputs with a gradient, which a frozen embedding does not give either.
+    model.gradient_checkpointing_enable({"use_reentrant": job.stage == 3})
+    model.model.checkpoint_every = job.training.gradient_checkpointing_every
+    if job.stage == 3:
+        model.enable_input_require_grads()

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from yuan2_core.contract import TrainJob
@@ -16,7 +17,7 @@ from yuan2_trainer.data.order import Course, Indices, Position, epoch_order
 from yuan2_trainer.metrics import MetricsLog
 from yuan2_trainer.outcome import JobError, PreemptedError
 from yuan2_trainer.progress import StepReport, Tracker
-from yuan2_trainer.schedule import rate_factor
+from yuan2_trainer.schedule import rate_factor, warmup_of
 from yuan2_trainer.step import Stepper, StepResult
 from yuan2_trainer.workspace import Workspace
 
@@ -55,15 +56,19 @@ class Loop:
         """
         for after, epoch, first, last in self.course.steps(position):
             began = time.monotonic()
-            rate = self.job.training.learning_rate * rate_factor(
-                position.step, self.total_steps, self.job.training.warmup_ratio, self.job.training.schedule
-            )
+            rate = self._learning_rate(position.step)
+            seed_step(self.job.training.seed, position.step)
             result = self.stepper.run(self._order(epoch)[first:last], rate, self.workspace.stop.exists())
             position = after
             self._report(position, rate, result, time.monotonic() - began)
             self._watch_loss(position, result)
             self._after_step(position, result)
         return position
+
+    def _learning_rate(self, step: int) -> float:
+        training = self.job.training
+        warmup = warmup_of(training, self.total_steps)
+        return training.learning_rate * rate_factor(step, self.total_steps, warmup, training.schedule)
 
     def _after_step(self, position: Position, result: StepResult) -> None:
         due = position.step % self.job.checkpoint.every_steps == 0
@@ -133,6 +138,11 @@ class Loop:
     def _tell(self, **changes: object) -> None:
         if self.tracker is not None:
             self.tracker.update(**changes)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make dropout a function of seed, step and rank, so that a resumed run repeats it exactly."""
+    torch.manual_seed(hash((seed, step, dist.get_rank())))
 
 
 def world_batch(job: TrainJob) -> int:

@@ -14,8 +14,11 @@ from yuan2_core.presets import config_differences
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import check_model_directory
 from yuan2_model.dimensions import Dimensions
-from yuan2_trainer.data.prepare import Beat, Prepared, prepare
+from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
+from yuan2_trainer.data.rendering import Beat
+from yuan2_trainer.deepspeed import check_deepspeed
 from yuan2_trainer.manifest import BYTES_PER_PARAMETER
+from yuan2_trainer.methods import check_method, check_schedule, trainable_parameters
 from yuan2_trainer.outcome import JobError, OutputFullError
 from yuan2_trainer.workspace import Workspace
 
@@ -30,10 +33,14 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     Raises:
         UserError: one line with the reason, the file and the field.
     """
+    check_schedule(job.training)
+    check_method(job)
+    check_deepspeed(job)
     dimensions = check_model(job)
     tokenizer = check_tokenizer(job, dimensions)
-    check_output(job, dimensions.parameters)
-    prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat)
+    check_output(job, dimensions)
+    cache = data_cache(job.output)
+    prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat, cache)
     if prepared.longest > dimensions.max_position_embeddings:
         raise JobError(
             f"training.maxLength {job.training.max_length}: a sequence has {prepared.longest} tokens, "
@@ -65,8 +72,8 @@ def check_tokenizer(job: TrainJob, dimensions: Dimensions) -> Yuan2Tokenizer:
     return tokenizer
 
 
-def check_output(job: TrainJob, parameters: int) -> None:
-    """The output directory can be written and has room for one more checkpoint and the model."""
+def check_output(job: TrainJob, dimensions: Dimensions) -> None:
+    """The output directory can be written and has room for one more checkpoint and the export."""
     output = Path(job.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -76,11 +83,13 @@ def check_output(job: TrainJob, parameters: int) -> None:
         if not output.exists() or error.errno is None:
             raise JobError(f"output: {output} cannot be made: {error.strerror}") from error
         raise _unwritable(output, error) from error
-    needed = parameters * (BYTES_PER_PARAMETER + EXPORT_ROOM * BYTES_OF_WEIGHT[job.training.precision])
+    trained = trainable_parameters(job.method, dimensions)
+    written = trained + (dimensions.parameters if job.merge_adapter else 0)
+    needed = trained * BYTES_PER_PARAMETER + written * EXPORT_ROOM * BYTES_OF_WEIGHT[job.training.precision]
     free = shutil.disk_usage(output).free
     if free < needed:
         raise OutputFullError(
-            f"output: {output} has {free / 1e9:.2f} GB free, a checkpoint and the model need "
+            f"output: {output} has {free / 1e9:.2f} GB free, a checkpoint and the export need "
             f"{needed / 1e9:.2f} GB; free space or ask for a larger claim"
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yuan2_core.contract import EXIT_COMPLETE, EXIT_CRASHED, TrainJob
-from yuan2_trainer.data.prepare import Prepared
+from yuan2_trainer.data.prepare import Prepared, discard_cache
 from yuan2_trainer.deepspeed import prepare_environment, without_shared_memory_op
 from yuan2_trainer.logs import configure_logging
 from yuan2_trainer.outcome import JobError, Outcome, outcome_of
@@ -55,7 +55,7 @@ def train(workspace: Workspace) -> str:
     """The whole life of a rank; returns the sentence that a completed run ends with."""
     job = TrainJob.model_validate_json(workspace.job.read_bytes())
     prepare_environment(job.launch.device)
-    start_process_group(job.launch.device)
+    start_process_group(job.launch.device, job.training.tf32)
     if job.launch.device == "cpu":
         require_collectives(job)
     prepared = _wait_until_prepared(workspace)
@@ -68,7 +68,7 @@ def train(workspace: Workspace) -> str:
     identity = run_identity(job, prepared.fingerprint)
     done = completed_step(job, identity)
     if done is not None:
-        return f"{job.output}/model is the result of this very run already: {done} steps"
+        return f"{job.output} holds the result of this very run already: {done} steps"
     loop, position = build_loop(job, workspace, prepared, identity)
     if dist.get_rank() == 0:
         write_record(job, identity, position.step, complete=False)
@@ -77,17 +77,19 @@ def train(workspace: Workspace) -> str:
         loop.metrics.close()
     if loop.tracker is not None:
         loop.tracker.update(state="exporting")
-    model = export_model(loop.stepper.engine, job)
+    exported = export_model(loop.stepper.engine, job)
     if dist.get_rank() == 0:
         write_record(job, identity, position.step, complete=True)
     if loop.tracker is not None:
         loop.tracker.update(state="complete")
     dist.barrier()
-    return f"{position.step} steps done; the model is in {model}"
+    if dist.get_rank() == 0:
+        discard_cache(job.output)
+    return f"{position.step} steps done; {exported}"
 
 
-def start_process_group(device: str) -> None:
-    """Join the other ranks: gloo on `cpu`, NCCL on `cuda`."""
+def start_process_group(device: str, tf32: bool) -> None:
+    """Join the other ranks: gloo on `cpu`, NCCL on `cuda`, there with or without TF32 for fp32 matrices."""
     import deepspeed
     import torch
     from deepspeed.utils import logger
@@ -99,8 +101,8 @@ def start_process_group(device: str) -> None:
                 "launch.device is cuda, but the pod sees no GPU; set workers.gpusPerWorker and use a GPU node"
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
     else:
         without_shared_memory_op()
     backend = "nccl" if device == "cuda" else "gloo"
@@ -166,6 +168,7 @@ def build_loop(
         pad_id=prepared.pad_id,
         max_length=job.training.max_length,
         max_grad_norm=job.training.max_grad_norm,
+        packing=job.training.packing,
     )
     last_checkpoint = None if found is None else position.step
     loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, last_checkpoint)

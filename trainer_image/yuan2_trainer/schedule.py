@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from yuan2_core.contract import Schedule
+from yuan2_core.contract import DEFAULT_WARMUP_RATIO, Schedule, Training
 
 
 def warmup_steps(total_steps: int, ratio: float) -> int:
@@ -16,9 +16,19 @@ def warmup_steps(total_steps: int, ratio: float) -> int:
     return math.ceil(total_steps * ratio)
 
 
-def rate_factor(step: int, total_steps: int, warmup_ratio: float, schedule: Schedule) -> float:
-    """What the peak rate is multiplied by in optimizer step `step` (0-based): a number in [0, 1]."""
-    warmup = warmup_steps(total_steps, warmup_ratio)
+def warmup_of(training: Training, total_steps: int) -> int:
+    """Warm-up steps of a run: as given in steps or as a ratio, else by the published recipe's ratio."""
+    if training.warmup_steps is not None:
+        return training.warmup_steps
+    ratio = DEFAULT_WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio
+    return warmup_steps(total_steps, ratio)
+
+
+def rate_factor(step: int, total_steps: int, warmup: int, schedule: Schedule) -> float:
+    """What the peak rate is multiplied by in optimizer step `step` (0-based): a number in [0, 1].
+
+    It rises in the first `warmup` steps.
+    """
     if step < warmup:
         return step / max(1, warmup)
     if schedule == "constant":

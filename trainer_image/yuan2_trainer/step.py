@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yuan2_trainer.data.collate import collate
-from yuan2_trainer.data.order import Indices, micro_batches, share_of_rank
+from yuan2_trainer.data.order import Indices, share_of_rank
+from yuan2_trainer.data.packing import Row, cut_batch
 from yuan2_trainer.data.store import SampleStore
 from yuan2_trainer.fragments import inner_optimizer
 
@@ -48,6 +49,7 @@ class Stepper:
     pad_id: int
     max_length: int
     max_grad_norm: float
+    packing: bool
 
     def run(self, batch: Indices, learning_rate: float, stop: bool) -> StepResult:
         """One optimizer step over the samples `batch` of all ranks."""
@@ -64,26 +66,38 @@ class Stepper:
 
     def _accumulate(self, batch: Indices, labelled: int) -> Tensor:
         """Forward and backward of this rank's share; returns its sum of losses."""
-        cut = micro_batches(batch, self.store.lengths, self.micro_batch_size)
-        mine = share_of_rank(cut, dist.get_rank(), dist.get_world_size())
+        mine = share_of_rank(self._cut(batch), dist.get_rank(), dist.get_world_size())
         scale = dist.get_world_size() * self.accumulation_steps / max(1, labelled)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, indices in enumerate(mine, start=1):
+        for number, rows in enumerate(mine, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
             # A rank with nothing left computes a sample that counts for nothing: collectives need every rank.
-            loss_sum = self._loss_sum(batch[:1] if indices is None else indices)
-            if indices is None:
+            loss_sum = self._loss_sum([batch[:1]] if rows is None else rows)
+            if rows is None:
                 loss_sum = loss_sum * 0.0
             self.engine.backward(loss_sum * scale)
             total += loss_sum.detach()
         return total
 
-    def _loss_sum(self, indices: Indices) -> Tensor:
-        rows = collate(self.store, indices, self.pad_id, self.max_length)
+    def _cut(self, batch: Indices) -> list[list[Row]]:
+        """The global batch as micro batches of all ranks."""
+        return cut_batch(
+            batch,
+            self.store.lengths,
+            self.micro_batch_size,
+            self.max_length,
+            dist.get_world_size(),
+            packing=self.packing,
+        )
+
+    def _loss_sum(self, rows: list[Row]) -> Tensor:
+        micro = collate(self.store, rows, self.pad_id, self.max_length)
+        documents = None if micro.document_ids is None else self._tensor(micro.document_ids)
         output = self.engine(
-            input_ids=self._tensor(rows.input_ids),
-            attention_mask=self._tensor(rows.attention_mask),
-            labels=self._tensor(rows.labels),
+            input_ids=self._tensor(micro.input_ids),
+            attention_mask=self._tensor(micro.attention_mask),
+            labels=self._tensor(micro.labels),
+            document_ids=documents,
             use_cache=False,
             return_logits=False,
             loss_reduction="sum",

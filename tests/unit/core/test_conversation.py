@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yuan2_core import conversation as renderer
 from yuan2_core.contract import LossMode
 from yuan2_core.conversation import (
     IGNORED,
@@ -239,3 +242,23 @@ def test_an_unknown_loss_mode_is_refused(tokenizer: Yuan2Tokenizer) -> None:
 def test_a_prompt_without_room_is_refused(tokenizer: Yuan2Tokenizer) -> None:
     with pytest.raises(ValueError, match="max_length: 0"):
         render_prompt([{"role": "user", "content": "Hi"}], tokenizer, max_length=0)
+
+
+@given(
+    turns=st.lists(st.tuples(texts, texts), min_size=2, max_size=4), system=texts, limit=st.integers(1, 60)
+)
+def test_shared_prompts_are_those_of_each_sample_alone(
+    tokenizer: Yuan2Tokenizer, turns: list[tuple[str, str]], system: str, limit: int
+) -> None:
+    said = [Turn(*turn) for turn in turns]
+    for length in (None, limit):
+        with patch.object(renderer, "_SHARED_FROM", 0):
+            together = render(Conversation.of_turns(said, system or None), tokenizer, "split_example", length)
+        alone = [
+            sequence
+            for end in range(1, len(said) + 1)
+            for sequence in render(
+                Conversation.of_turns(said[:end], system or None), tokenizer, "last_response", length
+            )
+        ]
+        assert together == alone

@@ -293,3 +293,32 @@ def _train_plain(directory: Path, **changes: object) -> bytes:
 def test_separator_is_a_single_id_only_where_it_is_cut_out(tokenizer: Yuan2Tokenizer) -> None:
     assert tokenizer.encode(SEP) == [tokenizer.sep_id]
     assert len(tokenizer.encode(SEP, structure=False)) > 1
+
+
+ANY_TEXT = st.text(
+    alphabet=st.one_of(
+        st.sampled_from("Whoare you?\u2581 \n\t.,<>n你是谁源，。！hello"), st.characters(codec="utf-8")
+    ),
+    max_size=160,
+)
+
+
+def as_ids(ids: bytes) -> list[int]:
+    return list(memoryview(ids).cast("i"))
+
+
+@given(text=ANY_TEXT)
+def test_segments_give_what_the_model_gives_in_one_piece(tokenizer: Yuan2Tokenizer, text: str) -> None:
+    whole = tokenizer._processor.encode(text)
+    assert as_ids(tokenizer._encoder.encode(text)) == whole
+    assert as_ids(tokenizer._encoder.encode(text)) == whole  # now from memory
+
+
+@given(text=ANY_TEXT, data=st.data())
+def test_a_part_of_an_encoded_text_is_encoded_as_if_alone(
+    tokenizer: Yuan2Tokenizer, text: str, data: st.DataObject
+) -> None:
+    first = data.draw(st.integers(0, len(text)))
+    last = data.draw(st.integers(first, len(text)))
+    part = tokenizer._encoder.read(text).part(first, last)
+    assert as_ids(part) == tokenizer._processor.encode(text[first:last])

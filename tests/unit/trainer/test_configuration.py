@@ -32,8 +32,19 @@ def job(**training: object) -> TrainJob:
     return make_job(Path("/m"), Path("/d"), Path("/o"), **training)
 
 
+def published(stage: int, **training: object) -> TrainJob:
+    """A job with the recipe's own hyperparameters."""
+    return job(stage=stage).model_copy(update={"training": Training(**training)})  # type: ignore[arg-type]
+
+
+def on_gpu(stage: int = 2) -> TrainJob:
+    return published(stage).model_copy(
+        update={"launch": Launch(nodes=1, processes_per_node=8, device="cuda")}
+    )
+
+
 def test_zero_2_is_the_published_recipes() -> None:
-    config = engine_config(Training(), 2, "cuda", own_bf16_wrapper=False)
+    config = engine_config(on_gpu(), own_bf16_wrapper=False)
     assert config["zero_optimization"] == {
         "stage": 2,
         "allgather_partitions": True,
@@ -52,15 +63,15 @@ def test_zero_2_is_the_published_recipes() -> None:
 
 def test_buckets_are_small_on_a_cpu() -> None:
     for stage in (2, 3):
-        section = engine_config(Training(), stage, "cpu", own_bf16_wrapper=False)["zero_optimization"]
+        section = engine_config(published(stage), own_bf16_wrapper=False)["zero_optimization"]
         assert section["stage"] == stage
         assert section["reduce_bucket_size"] == 5e7
 
 
 def test_fp32_accumulation_is_asked_for_only_where_deepspeed_wants_it() -> None:
-    assert engine_config(Training(), 0, "cpu", True)["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert "data_types" not in engine_config(Training(precision="fp32"), 0, "cpu", True)
-    assert "data_types" not in engine_config(Training(), 2, "cpu", True)
+    assert engine_config(published(0), True)["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "data_types" not in engine_config(published(0, precision="fp32"), True)
+    assert "data_types" not in engine_config(published(2), True)
 
 
 def test_norms_and_biases_do_not_decay() -> None:

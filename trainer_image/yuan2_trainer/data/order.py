@@ -7,8 +7,9 @@ global batch, goes on at the very next sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from yuan2_core.contract import DEFAULT_EPOCHS, Training
 
 Indices = NDArray[np.int64]
+Micro = TypeVar("Micro")
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,11 @@ def micro_batches(batch: Indices, lengths: NDArray[np.int32], micro_batch_size: 
     return [by_length[i : i + micro_batch_size] for i in range(0, len(by_length), micro_batch_size)]
 
 
-def share_of_rank(micro: list[Indices], rank: int, world_size: int) -> list[Indices | None]:
+def share_of_rank(micro: Sequence[Micro], rank: int, world_size: int) -> list[Micro | None]:
     """The micro batches of one rank, `None` where there is nothing left for it.
 
     Every rank gets the same number, because each one takes part in every collective.
     """
     rounds = -(-len(micro) // world_size)
-    slots: list[Indices | None] = [*micro, *[None] * (rounds * world_size - len(micro))]
+    slots: list[Micro | None] = [*micro, *[None] * (rounds * world_size - len(micro))]
     return slots[rank::world_size]

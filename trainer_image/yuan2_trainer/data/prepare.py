@@ -1,21 +1,31 @@
-"""Reads, checks and renders the whole data set before any device is used."""
+"""Reads, checks and renders the whole data set before any device is used, once for all attempts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from yuan2_core.contract import DatasetLocation, Training
-from yuan2_core.conversation import Conversation, render, sequence_count
 from yuan2_core.errors import DatasetError
-from yuan2_core.formats import read_dataset
+from yuan2_core.formats import ERRORS_SHOWN, check_errors, number_records
+from yuan2_core.processors import available_cpus
 from yuan2_core.tokenizer import Yuan2Tokenizer
-from yuan2_trainer.data.store import SampleStore, fingerprint, write_store
+from yuan2_trainer.data.rendering import Beat, Renderer, render_all
+from yuan2_trainer.data.store import SampleStore, StoreWriter
 
-Beat = Callable[[], None]
-"""Called for every conversation: raises when the preparation is no longer wanted."""
+RENDERER_VERSION = 1
+"""Raise it when the same records give other samples or the files of a store change: caches are made anew."""
+
+BYTES_A_PROCESS = 4 << 20
+"""A file smaller than this is prepared before another process has started."""
+
+_FACTS = "facts.json"
+_HASHED_AT_ONCE = 1 << 22
 
 
 class Prepared(BaseModel):
@@ -31,37 +41,138 @@ class Prepared(BaseModel):
     pad_id: int
 
 
+class Facts(BaseModel):
+    """What a preparation found, kept beside its store."""
+
+    records: int = 0
+    wrong: int = 0
+    shown: list[str] = []
+    """The first errors."""
+    expected: int = 0
+    """Sequences there would be if none were too long."""
+    fingerprint: str = ""
+
+
 def prepare(
-    location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, target: Path, beat: Beat
+    location: DatasetLocation,
+    training: Training,
+    tokenizer: Yuan2Tokenizer,
+    target: Path,
+    beat: Beat,
+    cache: Path | None = None,
 ) -> Prepared:
     """Render every conversation into a `SampleStore` at `target`.
 
+    Args:
+        location: the conversations.
+        training: loss and length of the sequences.
+        tokenizer: the model's.
+        target: where the store, or a link to it, will be.
+        beat: called again and again; raises to end the preparation.
+        cache: directory for stores, named by what they were made from; one found there is used as it is.
+
     Raises:
         DatasetError: too many records cannot be used, or too many sequences have no label left within
-        `maxLength`.
+            `maxLength`.
     """
-    dataset = read_dataset(location.path, location.format, location.max_invalid_fraction)
-    write_store(target, _sequences(dataset.conversations, training, tokenizer, beat))
-    store = SampleStore.open(target)
-    expected = sum(sequence_count(conversation, training.loss) for conversation in dataset.conversations)
-    _check_dropped(location, training, expected, len(store))
+    store_directory = target
+    if cache is not None:
+        store_directory = cache / content_key(location, training, tokenizer, beat)
+        target.symlink_to(store_directory.absolute(), target_is_directory=True)
+    if not (store_directory / _FACTS).exists():
+        _make(store_directory, location, training, tokenizer, beat)
+    facts = Facts.model_validate_json((store_directory / _FACTS).read_bytes())
+    _check(facts, location)
+    store = SampleStore.open(store_directory)
+    _check_dropped(location, training, facts.expected, len(store))
     return Prepared(
         samples=len(store),
-        dropped_samples=expected - len(store) + len(dataset.errors),
+        dropped_samples=facts.expected - len(store) + facts.wrong,
         longest=int(store.lengths.max()),
         tokens=int(store.offsets[-1]),
-        fingerprint=fingerprint(target),
+        fingerprint=facts.fingerprint,
         pad_id=tokenizer.pad_id,
     )
 
 
-def _sequences(
-    conversations: list[Conversation], training: Training, tokenizer: Yuan2Tokenizer, beat: Beat
-) -> Iterator[tuple[list[int], list[int]]]:
-    for conversation in conversations:
-        beat()
-        for rendered in render(conversation, tokenizer, training.loss, training.max_length):
-            yield rendered.input_ids, rendered.labels
+def content_key(location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, beat: Beat) -> str:
+    """SHA-256 of everything that a store depends on.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    settings = [RENDERER_VERSION, location.format, training.loss, training.max_length, tokenizer.special_ids]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(hashlib.sha256(tokenizer.model_bytes).digest())
+    try:
+        with Path(location.path).open("rb") as file:
+            while chunk := file.read(_HASHED_AT_ONCE):
+                beat()
+                digest.update(chunk)
+    except OSError as error:
+        raise DatasetError(f"{location.path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def data_cache(output: str) -> Path:
+    """Where the attempts of a run share prepared data, until it is complete."""
+    return Path(output) / "data"
+
+
+def discard_cache(output: str) -> None:
+    """Remove the prepared data of a run that is complete."""
+    shutil.rmtree(data_cache(output), ignore_errors=True)
+
+
+def _make(
+    directory: Path, location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, beat: Beat
+) -> None:
+    """Write a store beside its place and move it there whole; whoever comes second leaves the first one's."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
+    try:
+        facts = _write(beside, location, training, tokenizer, beat)
+        _check(facts, location)
+        (beside / _FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
+        beside.chmod(0o755)
+        try:
+            beside.rename(directory)
+        except OSError:
+            if not (directory / _FACTS).exists():
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write(
+    directory: Path, location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, beat: Beat
+) -> Facts:
+    facts = Facts()
+    renderer = Renderer(tokenizer, training.loss, training.max_length, location.path)
+    records = number_records(location.path, location.format)
+    with StoreWriter(directory) as writer:
+        for result in render_all(records, renderer, _processes(location.path), beat):
+            writer.add(result.block)
+            facts.records += result.records
+            facts.wrong += len(result.errors)
+            room = ERRORS_SHOWN - len(facts.shown)
+            facts.shown += [str(error) for error in result.errors[:room]]
+            facts.expected += result.expected
+        facts.fingerprint = writer.finish()
+    return facts
+
+
+def _processes(path: str) -> int:
+    """As many processes as have something to do for longer than they take to start."""
+    try:
+        size = Path(path).stat().st_size
+    except OSError:
+        return 1  # reading it tells what is wrong
+    return max(1, min(available_cpus(), size // BYTES_A_PROCESS))
+
+
+def _check(facts: Facts, location: DatasetLocation) -> None:
+    check_errors(location.path, facts.records, facts.wrong, facts.shown, location.max_invalid_fraction)
 
 
 def _check_dropped(location: DatasetLocation, training: Training, expected: int, kept: int) -> None:

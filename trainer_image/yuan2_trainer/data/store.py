@@ -1,74 +1,155 @@
-"""Prepared samples on disk: three arrays that all ranks of a node read through memory maps."""
+"""Prepared samples on disk: arrays that all ranks of a node read through memory maps.
+
+Labels are not stored: a label is its token where a span covers it, so eight bytes an answer say all of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yuan2_core.conversation import IGNORED
+from yuan2_core.conversation import IGNORED, Spans
 
-_ARRAYS = ("tokens", "labels", "offsets")
+_TOKENS = "tokens.bin"
+_ARRAYS = ("offsets", "lengths", "spans", "span_offsets", "labelled")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples one after the other.
+
+    Attributes:
+        tokens: [sum of lengths] int32.
+        lengths: tokens of each sample, int32.
+        spans: [S, 2] int32, first learned token and the one after the last, counted from the sample's first.
+        span_counts: spans of each sample, int32.
+    """
+
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    spans: NDArray[np.int32]
+    span_counts: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, samples: Sequence[Spans]) -> Block:
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *(sample.ids for sample in samples)]),
+            np.asarray([len(sample.ids) for sample in samples], dtype=np.int32),
+            np.concatenate([np.zeros((0, 2), np.int32), *(sample.learned for sample in samples)]),
+            np.asarray([len(sample.learned) for sample in samples], dtype=np.int32),
+        )
 
 
 @dataclass(frozen=True)
 class SampleStore:
-    """`tokens` and `labels` [sum of lengths], int32; sample i is `offsets[i]:offsets[i + 1]`."""
+    """Sample i is `tokens[offsets[i]:offsets[i + 1]]`; its spans are `spans[span_offsets[i]:...[i + 1]]`."""
 
     tokens: NDArray[np.int32]
-    labels: NDArray[np.int32]
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int32]
+    spans: NDArray[np.int32]
+    span_offsets: NDArray[np.int64]
     labelled: NDArray[np.int32]
     """Tokens of a sample that a loss is computed for: position 0 has nothing to be predicted from."""
 
     @classmethod
     def open(cls, directory: Path) -> SampleStore:
-        tokens, labels, offsets = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-        return cls(tokens, labels, offsets, np.diff(offsets).astype(np.int32), _count_labels(labels, offsets))
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        total = int(arrays["offsets"][-1])
+        tokens: NDArray[np.int32] = (
+            np.memmap(directory / _TOKENS, np.int32, mode="r", shape=(total,))
+            if total
+            else np.zeros(0, np.int32)
+        )
+        return cls(tokens, **arrays)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def sample(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        first, last = self.offsets[index], self.offsets[index + 1]
-        return self.tokens[first:last], self.labels[first:last]
+        """Tokens and labels of a sample, `IGNORED` where nothing is learned."""
+        tokens = self.tokens[self.offsets[index] : self.offsets[index + 1]]
+        labels = np.full(len(tokens), IGNORED, dtype=np.int32)
+        for first, last in self.spans[self.span_offsets[index] : self.span_offsets[index + 1]].tolist():
+            labels[first:last] = tokens[first:last]
+        return tokens, labels
 
 
-def write_store(directory: Path, samples: Iterable[tuple[list[int], list[int]]]) -> None:
-    """Write `(input_ids, labels)` pairs; memory grows with 8 bytes a token."""
-    tokens: list[NDArray[np.int32]] = []
-    labels: list[NDArray[np.int32]] = []
-    for ids, marks in samples:
-        tokens.append(np.asarray(ids, dtype=np.int32))
-        labels.append(np.asarray(marks, dtype=np.int32))
-    offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
-    np.cumsum([len(sample) for sample in tokens], out=offsets[1:])
-    directory.mkdir(parents=True, exist_ok=True)
-    np.save(directory / "tokens.npy", _joined(tokens))
-    np.save(directory / "labels.npy", _joined(labels))
-    np.save(directory / "offsets.npy", offsets)
+@dataclass
+class StoreWriter:
+    """Writes a store block by block; memory grows with 16 bytes a sample, not with tokens."""
+
+    directory: Path
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    _blocks: list[Block] = field(default_factory=list)
+
+    def __enter__(self) -> StoreWriter:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._file = (self.directory / _TOKENS).open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, block: Block) -> None:
+        """Append samples."""
+        content = np.ascontiguousarray(block.tokens).data
+        self._file.write(content)
+        self._digest.update(content)
+        self._blocks.append(Block(block.tokens[:0].copy(), block.lengths, block.spans, block.span_counts))
+
+    def finish(self) -> str:
+        """Make it complete on disk.
+
+        Returns:
+            SHA-256 over tokens, lengths and spans: what is trained on, whatever file it came from.
+        """
+        lengths = np.concatenate([np.zeros(0, np.int32), *(b.lengths for b in self._blocks)])
+        spans = np.concatenate([np.zeros((0, 2), np.int32), *(b.spans for b in self._blocks)])
+        span_offsets = _offsets(
+            np.concatenate([np.zeros(0, np.int32), *(b.span_counts for b in self._blocks)])
+        )
+        arrays: tuple[NDArray[Any], ...] = (
+            _offsets(lengths),
+            lengths,
+            spans,
+            span_offsets,
+            _count_labels(spans, span_offsets),
+        )
+        for name, array in zip(_ARRAYS, arrays, strict=True):
+            self._digest.update(np.ascontiguousarray(array).data)
+            with (self.directory / f"{name}.npy").open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
 
 
-def fingerprint(directory: Path) -> str:
-    """SHA-256 over the prepared arrays: what is trained on, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name in _ARRAYS:
-        digest.update(np.load(directory / f"{name}.npy", mmap_mode="r").data)
-    return digest.hexdigest()
+def write_store(directory: Path, samples: Iterable[Spans]) -> str:
+    """Write a store of samples that fit into memory; returns its fingerprint."""
+    with StoreWriter(directory) as writer:
+        writer.add(Block.of(list(samples)))
+        return writer.finish()
 
 
-def _joined(samples: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-    return np.concatenate(samples) if samples else np.zeros(0, dtype=np.int32)
+def _offsets(counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
 
 
-def _count_labels(labels: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-    marked = np.zeros(len(labels) + 1, dtype=np.int64)
-    np.cumsum(labels != IGNORED, out=marked[1:])
-    starts = offsets[:-1]
-    first_marked = labels[starts] != IGNORED
-    return (marked[offsets[1:]] - marked[starts] - first_marked).astype(np.int32)
+def _count_labels(spans: NDArray[np.int32], span_offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    counted = _offsets((spans[:, 1] - np.maximum(spans[:, 0], 1)).clip(min=0))
+    return (counted[span_offsets[1:]] - counted[span_offsets[:-1]]).astype(np.int32)

@@ -1,0 +1,59 @@
+"""50 steps on fixed data and seed follow the stored losses: what was trained yesterday is trained today.
+
+`YUAN2_WRITE_CURVES=1` writes the curves anew; the change of each number then stands in the commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.training import losses
+from yuan2_trainer.methods import missing_package
+
+Train = Callable[..., Path]
+CURVES = Path(__file__).resolve().parents[2] / "golden" / "curves"
+SHAPE: dict[str, Any] = {
+    "max_steps": 50,
+    "micro_batch_size": 8,
+    "warmup_ratio": 0.1,
+    "packing": False,
+    "stage": 0,
+}
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"learning_rate": 3e-3},
+    "lora": {"learning_rate": 1e-2, "method": {"lora": {"dropout": 0.0, "target_modules": ALL}}},
+    "qlora": {
+        "learning_rate": 1e-2,
+        "method": {"qlora": {"dropout": 0.0, "target_modules": ALL}},
+        "precision": "bf16",
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_stored_curve_is_followed(trained: Train, name: str) -> None:
+    if name == "qlora" and missing_package("bitsandbytes", (0, 46)):
+        pytest.skip("bitsandbytes is not installed here")
+    found = losses(trained(**SHAPE, **METHODS[name]))
+    path = CURVES / f"{name}.json"
+    if os.environ.get("YUAN2_WRITE_CURVES"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([round(value, 6) for value in found]) + "\n")
+    expected = json.loads(path.read_text())
+    assert len(found) == 50
+    assert found[-1] < found[0] - 0.2
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_every_stage_follows_the_curve(trained: Train, name: str, stage: int) -> None:
+    found = losses(trained(**{**SHAPE, "stage": stage}, **METHODS[name]))
+    assert found == pytest.approx(json.loads((CURVES / f"{name}.json").read_text()), abs=1e-4)

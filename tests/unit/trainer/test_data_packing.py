@@ -1,0 +1,95 @@
+"""The packer: nothing lost, nothing cut, nothing twice, rows full, ranks equally busy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yuan2_trainer.data.order import epoch_order, share_of_rank
+from yuan2_trainer.data.packing import cut_batch, pack, pack_evenly
+
+CAPACITY = 64
+lengths = st.lists(st.integers(1, CAPACITY), min_size=1, max_size=120)
+
+
+def loads(rows: list[list[int]], sizes: list[int]) -> list[int]:
+    return [sum(sizes[item] for item in row) for row in rows]
+
+
+@given(lengths)
+def test_every_item_lies_in_one_row_and_no_row_overflows(sizes: list[int]) -> None:
+    rows = pack(sizes, CAPACITY)
+    assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
+    assert max(loads(rows, sizes)) <= CAPACITY
+    assert rows == pack(sizes, CAPACITY)
+
+
+@given(lengths)
+def test_no_two_rows_could_have_been_one(sizes: list[int]) -> None:
+    full = sorted(loads(pack(sizes, CAPACITY), sizes))
+    assert len(full) < 2 or full[0] + full[1] > CAPACITY
+
+
+def test_an_item_goes_where_least_room_is_left() -> None:
+    assert pack([6, 5, 3, 4], 10) == [[0, 3], [1, 2]]
+
+
+def test_an_item_longer_than_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="11 tokens"):
+        pack([11], 10)
+
+
+@given(lengths, st.integers(0, 10))
+def test_even_rows_keep_the_count_and_the_capacity(sizes: list[int], more: int) -> None:
+    count = len(pack(sizes, CAPACITY)) + more
+    rows = pack_evenly(sizes, count, CAPACITY)
+    assert len(rows) <= count
+    assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
+    assert max(loads(rows, sizes)) <= max(loads(pack(sizes, CAPACITY), sizes))
+
+
+@given(lengths, st.integers(1, 8), st.integers(1, 4), st.booleans())
+def test_ranks_share_all_samples_of_a_batch(sizes: list[int], micro: int, world: int, packing: bool) -> None:
+    stored = np.array([CAPACITY, *sizes], dtype=np.int32)
+    batch = np.arange(1, len(stored))
+    cut = cut_batch(batch, stored, micro, CAPACITY, world, packing=packing)
+    assert all(1 <= len(rows) <= micro for rows in cut)
+    shares = [share_of_rank(cut, rank, world) for rank in range(world)]
+    given_out = [
+        int(i) for share in shares for rows in share if rows is not None for row in rows for i in row
+    ]
+    assert sorted(given_out) == batch.tolist()
+    if packing:
+        fewest = -(-len(pack(sizes, CAPACITY)) // (micro * world))
+        assert {len(share) for share in shares} == {fewest}
+
+
+def test_a_small_batch_is_spread_over_the_ranks() -> None:
+    cut = cut_batch(np.arange(8), np.full(8, 10, dtype=np.int32), 4, 1024, 2, packing=True)
+    assert [[len(row) for row in rows] for rows in cut] == [[4], [4]]
+
+
+def test_alpaca_fills_rows_of_2048_to_98_percent() -> None:
+    """The whole file at once, and every batch of an epoch as it is computed, padding included."""
+    from yuan2_core.conversation import render
+    from yuan2_core.formats import load_conversations
+    from yuan2_core.tokenizer import Yuan2Tokenizer
+
+    shared = Path(os.environ.get("YUAN2_SHARED_DATA", "../shared/data"))
+    if (shared / "alpaca_en.json").exists():
+        tokenizer = Yuan2Tokenizer.from_pretrained(shared / "yuan2-tokenizer.model")
+        data = load_conversations(shared / "alpaca_en.json")
+        sizes = [len(item.input_ids) for one in data for item in render(one, tokenizer, max_length=2048)]
+    else:  # lengths like Alpaca's: mean 195
+        sizes = (30 + np.random.default_rng(0).exponential(165, 999)).clip(max=2048).astype(int).tolist()
+    assert sum(sizes) / (2048 * len(pack(sizes, 2048))) >= 0.98
+    stored, order, computed = np.array(sizes, dtype=np.int32), epoch_order(len(sizes), 42, 0), 0
+    for first in range(0, len(order), 128):
+        for rows in cut_batch(order[first : first + 128], stored, 4, 2048, 2, packing=True):
+            computed += len(rows) * max(int(stored[row].sum()) for row in rows)
+    assert sum(sizes) / computed >= 0.98

@@ -1,0 +1,117 @@
+"""Records to blocks of samples, over all processors, in the order of the file."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from yuan2_core.contract import LossMode
+from yuan2_core.conversation import render_spans, sequence_count
+from yuan2_core.formats import NumberedRecord, RecordError, convert
+from yuan2_core.tokenizer import Yuan2Tokenizer
+from yuan2_trainer.data.store import Block
+from yuan2_trainer.parent import die_with_parent
+
+Beat = Callable[[], None]
+"""Called again and again during the preparation: raises when it is no longer wanted."""
+
+RECORDS_A_TASK = 256
+_WAITING_TASKS = 3
+"""Tasks of a process that were sent and whose result was not taken: memory does not grow with the file."""
+_BEAT_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """How records become samples; travels to the processes once."""
+
+    tokenizer: Yuan2Tokenizer
+    loss: LossMode
+    max_length: int
+    source: str
+
+    def __call__(self, records: list[NumberedRecord]) -> Result:
+        """Render some records."""
+        items = [convert(record, self.source) for record in records]
+        errors = [item for item in items if isinstance(item, RecordError)]
+        usable = [item for item in items if not isinstance(item, RecordError)]
+        sequences = [
+            sequence
+            for conversation in usable
+            for sequence in render_spans(conversation, self.tokenizer, self.loss, self.max_length)
+        ]
+        expected = sum(sequence_count(conversation, self.loss) for conversation in usable)
+        return Result(Block.of(sequences), len(records), expected, errors)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What some records gave: samples, and how many there would be if none were too long."""
+
+    block: Block
+    records: int
+    expected: int
+    errors: list[RecordError]
+
+
+def render_all(
+    records: Iterable[NumberedRecord], renderer: Renderer, processes: int, beat: Beat
+) -> Iterator[Result]:
+    """Results in the order of the records; with one process, in this one."""
+    tasks = _tasks(records)
+    if processes > 1:
+        yield from _in_parallel(tasks, renderer, processes, beat)
+        return
+    for task in tasks:
+        beat()
+        yield renderer(task)
+
+
+def _in_parallel(
+    tasks: Iterator[list[NumberedRecord]], renderer: Renderer, processes: int, beat: Beat
+) -> Iterator[Result]:
+    # Spawned, because this process has threads, which a fork would leave half alive.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start, (renderer,))
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(_render, task))
+            if len(pending) >= _WAITING_TASKS * processes:
+                yield _wait(pending.popleft(), beat)
+        while pending:
+            yield _wait(pending.popleft(), beat)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _wait(future: Future[Result], beat: Beat) -> Result:
+    beat()
+    while not wait([future], _BEAT_SECONDS).done:
+        beat()
+    return future.result()
+
+
+def _tasks(records: Iterable[NumberedRecord]) -> Iterator[list[NumberedRecord]]:
+    stream = iter(records)
+    while task := list(islice(stream, RECORDS_A_TASK)):
+        yield task
+
+
+_renderer: list[Any] = []
+"""The renderer of a started process."""
+
+
+def _start(renderer: Renderer) -> None:
+    die_with_parent()
+    _renderer.append(renderer)
+
+
+def _render(records: list[NumberedRecord]) -> Result:
+    result: Result = _renderer[0](records)
+    return result

@@ -1,0 +1,104 @@
+"""The frozen weights of QLoRA: nf4 with double quantisation, through bitsandbytes (arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yuan2_model import Yuan2Config, Yuan2ForCausalLM, check_model_directory
+from yuan2_model.dimensions import HEAD
+from yuan2_model.weights import load_config, read_tensors
+
+QUANTISED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of a block. Embedding, output layer, norms and the localized filter's convolutions stay in
+bf16: they are few and everything passes through them."""
+COMPUTE_TYPE = torch.bfloat16
+
+
+def load_quantised(directory: Path, device: torch.device) -> Yuan2ForCausalLM:
+    """Load a model directory with its blocks' linear layers in nf4, the rest in bf16.
+
+    Tensor by tensor: of the full-precision weights no more than one exists at a time.
+
+    Raises:
+        ModelFilesError: as `yuan2_model.load_model`.
+    """
+    _silence_kernel_advice()
+    facts = check_model_directory(directory)
+    config = load_config(facts)
+    model = _empty_model(config)
+    for name, tensor in read_tensors(facts):
+        owner, _, attribute = name.rpartition(".")
+        if name == HEAD and facts.dimensions.tie_word_embeddings:
+            continue
+        module = model.get_submodule(owner)
+        place = _quantise if isinstance(module, _linear_4bit()) else _copy
+        setattr(module, attribute, place(module, tensor, device))
+    model.tie_weights()
+    # PEFT asks the model whether its layers are bitsandbytes' ones.
+    model.is_loaded_in_4bit = True
+    return model
+
+
+def dequantised(parameter: Tensor) -> Tensor:
+    """The values that a 4-bit parameter stands for, in the compute type; any other parameter as it is."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return parameter.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(parameter.data, state).to(COMPUTE_TYPE)
+
+
+def _empty_model(config: Yuan2Config) -> Yuan2ForCausalLM:
+    with torch.device("meta"):
+        model = Yuan2ForCausalLM(config).to(COMPUTE_TYPE)
+        for layer in model.model.layers:
+            for parent in (layer.self_attn, layer.mlp):
+                for name in QUANTISED:
+                    if hasattr(parent, name):
+                        setattr(parent, name, _quantised_layer(getattr(parent, name)))
+    return model
+
+
+def _quantised_layer(layer: nn.Linear) -> nn.Module:
+    made = _linear_4bit()(
+        layer.in_features,
+        layer.out_features,
+        bias=False,
+        compute_dtype=COMPUTE_TYPE,
+        compress_statistics=True,
+        quant_type="nf4",
+    )
+    # A processor with AVX512-BF16 would rearrange the weights in the first evaluation and train on with them.
+    made.support_avx512bf16_for_cpu = False
+    return made
+
+
+def _quantise(module: Any, tensor: Tensor, device: torch.device) -> Any:
+    from bitsandbytes.nn import Params4bit
+
+    values = tensor.to(COMPUTE_TYPE)
+    whole = Params4bit(values, requires_grad=False, compress_statistics=True, quant_type="nf4", module=module)
+    return whole.to(device)
+
+
+def _copy(_: Any, tensor: Tensor, device: torch.device) -> nn.Parameter:
+    filled = torch.empty(tensor.shape, dtype=COMPUTE_TYPE, device=device).copy_(tensor)
+    return nn.Parameter(filled, requires_grad=False)
+
+
+def _linear_4bit() -> Any:
+    from bitsandbytes.nn import Linear4bit
+
+    return Linear4bit
+
+
+def _silence_kernel_advice() -> None:
+    """bitsandbytes advises to fetch a faster kernel from a hub when it is imported; a pod fetches nothing."""
+    name = "bitsandbytes.backends.cpu.ops"
+    logging.getLogger(name).addFilter(lambda record: "gemm_4bit_forward" not in record.getMessage())
