@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from yuan2_trainer.background import Background
 from yuan2_trainer.data.order import Position
-from yuan2_trainer.fragments import live_fragments, set_step
+from yuan2_trainer.fragments import Fragment, live_fragments, set_step
 from yuan2_trainer.manifest import (
     MANIFEST,
     PARTIAL,
@@ -28,48 +29,87 @@ from yuan2_trainer.manifest import (
 )
 from yuan2_trainer.outcome import Outcome, OutputFullError, outcome_of
 from yuan2_trainer.shards import ShardReader, shard_name, write_shard
+from yuan2_trainer.snapshot import HostCopy
 
 Warn = Callable[[str], None]
 
+_LONGEST_WRITE = timedelta(hours=1)
+"""Ranks wait so long for the slowest one's file."""
 
-@dataclass(frozen=True)
+
 class Checkpoints:
-    """The checkpoints of one output directory, which all ranks share."""
+    """The checkpoints of one output directory, which all ranks share.
 
-    root: Path
-    keep: int
-    warn: Warn
+    Saving copies the optimizer's numbers to host memory and writes them beside the training, where memory
+    allows; where it does not, training waits.
+    """
 
-    def save(self, engine: Any, position: Position, facts: dict[str, Any]) -> Path:
-        """Write a checkpoint; on return it is complete, synced and named, and surplus ones are gone.
+    def __init__(self, root: Path, keep: int, warn: Warn) -> None:
+        self.root = root
+        self.keep = keep
+        self.warn = warn
+        self._copy = HostCopy()
+        self._background = Background()
+        self._completed: int | None = None
+        self._group: Any = None
+
+    def save(self, engine: Any, position: Position, facts: dict[str, Any], overlap: bool = True) -> None:
+        """Write a checkpoint when the one before it is complete.
+
+        On return it is complete too, or only copied: `completed` and `finish` tell of it.
 
         Args:
             engine: DeepSpeed's engine, between two optimizer steps.
             position: where the run stands.
             facts: the remaining fields of the `Manifest`.
+            overlap: write beside the training if memory allows.
 
         Raises:
             OutputFullError: the volume is full; nothing is left of the attempt and older checkpoints are
-            untouched. OSError: another error while writing, on any rank.
+            untouched. OSError: another error while writing, on any rank. Both also those of the checkpoint
+            before.
         """
-        final = self.root / checkpoint_name(position.step)
-        partial = final.with_name(final.name + PARTIAL)
-        self._together(lambda: _make_empty(partial), partial, only_rank_0=True)
-        files = self._together(lambda: _write_own_shard(engine, partial), partial)
+        self.finish()
+        if self._group is None:
+            # Of its own: the training's collectives go on meanwhile, and gloo knows no GPU.
+            self._group = dist.new_group(backend="gloo", timeout=_LONGEST_WRITE)
         manifest = Manifest(
             step=position.step,
             epoch=position.epoch,
             offset=position.offset,
             world_size=dist.get_world_size(),
             shapes={name: list(_shape(item)) for name, item in _trainable(engine)},
-            files=dict(file for file in files if file is not None),
+            files={},
             **facts,
         )
-        self._together(lambda: _complete(partial, final, manifest), partial, only_rank_0=True)
+        held = _own_share(engine)
+        copied = self._copy.take(held) if overlap else None
+        if copied is None:
+            self._write(held, manifest)
+        else:
+            self._background.start(lambda: self._write(copied, manifest))
+
+    def completed(self) -> int | None:
+        """Step of the newest complete checkpoint of this attempt; raises as `save`."""
+        self._background.check()
+        return self._completed
+
+    def finish(self) -> int | None:
+        """Wait until what was saved is complete, synced and named, surplus ones gone; as `completed`."""
+        self._background.wait()
+        return self._completed
+
+    def _write(self, held: list[Fragment], manifest: Manifest) -> None:
+        final = self.root / checkpoint_name(manifest.step)
+        partial = final.with_name(final.name + PARTIAL)
+        self._together(lambda: _make_empty(partial), partial, only_rank_0=True)
+        files = self._together(lambda: _write_own_shard(held, partial), partial)
+        whole = manifest.model_copy(update={"files": dict(file for file in files if file is not None)})
+        self._together(lambda: _complete(partial, final, whole), partial, only_rank_0=True)
+        self._completed = manifest.step
         if dist.get_rank() == 0:
             for directory in surplus(self.root, self.keep):
                 remove_checkpoint(directory)
-        return final
 
     def latest(self) -> Found | None:
         """The newest checkpoint whose files all have their checksums; the ranks verify a share of the files
@@ -102,7 +142,7 @@ class Checkpoints:
                 result = act()
             except OSError as error:
                 failure = error
-        reports = _gather((result, None if failure is None else outcome_of(failure)))
+        reports = _gather((result, None if failure is None else outcome_of(failure)), self._group)
         failed = [report[1] for report in reports if report[1] is not None]
         if failed:
             if dist.get_rank() == 0:
@@ -127,15 +167,19 @@ def start_optimizer(engine: Any) -> None:
     set_step(engine, 0)
 
 
-def _write_own_shard(engine: Any, partial: Path) -> tuple[str, ShardFile] | None:
+def _own_share(engine: Any) -> list[Fragment]:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    shares = [fragment.share(rank, world_size) for fragment in live_fragments(engine)]
+    return [fragment for fragment in shares if fragment.numel > 0]
+
+
+def _write_own_shard(held: list[Fragment], partial: Path) -> tuple[str, ShardFile] | None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if not partial.is_dir():
         raise OSError(
             f"output: rank {rank} does not see {partial}, which rank 0 made; "
             "all pods must mount one shared volume"
         )
-    shares = [fragment.share(rank, world_size) for fragment in live_fragments(engine)]
-    held = [fragment for fragment in shares if fragment.numel > 0]
     name = shard_name(rank, world_size)
     return name, write_shard(partial / name, held)
 
@@ -184,9 +228,9 @@ def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _gather(value: Any) -> list[Any]:
+def _gather(value: Any, group: Any = None) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 

@@ -61,8 +61,10 @@ class Loop:
             result = self.stepper.run(self._order(epoch)[first:last], rate, self.workspace.stop.exists())
             position = after
             self._report(position, rate, result, time.monotonic() - began)
+            self._note_checkpoint(self.checkpoints.completed())
             self._watch_loss(position, result)
             self._after_step(position, result)
+        self._note_checkpoint(self.checkpoints.finish())
         return position
 
     def _learning_rate(self, step: int) -> float:
@@ -75,20 +77,26 @@ class Loop:
         ended = position.step >= self.total_steps  # the export follows, which says more than a checkpoint
         if ended or not (due or result.stop) or self._not_finite:
             return
-        self.save(position)
+        self.save(position, overlap=not result.stop)
         if result.stop:
             raise PreemptedError(
                 f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, "
                 "the next attempt goes on from there"
             )
 
-    def save(self, position: Position) -> None:
-        """Write a checkpoint."""
+    def save(self, position: Position, overlap: bool = True) -> None:
+        """Write a checkpoint, beside the following steps if `overlap`."""
         self._tell(state="saving")
         facts = {"total_steps": self.total_steps, "stage": self.job.stage, "identity": self.identity}
-        self.checkpoints.save(self.stepper.engine, position, facts)
-        self.last_checkpoint = position.step
-        self._tell(state="training", last_checkpoint_step=position.step)
+        self.checkpoints.save(self.stepper.engine, position, facts, overlap)
+        self._tell(state="training")
+        self._note_checkpoint(self.checkpoints.completed())
+
+    def _note_checkpoint(self, step: int | None) -> None:
+        """Tell of a checkpoint once it is complete."""
+        if step is not None and step != self.last_checkpoint:
+            self.last_checkpoint = step
+            self._tell(last_checkpoint_step=step)
 
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:
@@ -98,6 +106,7 @@ class Loop:
     def _watch_loss(self, position: Position, result: StepResult) -> None:
         self._not_finite = 0 if math.isfinite(result.loss) else self._not_finite + 1
         if self._not_finite >= NOT_FINITE_LIMIT:
+            self._note_checkpoint(self.checkpoints.finish())
             saved = (
                 "there is no checkpoint"
                 if self.last_checkpoint is None
