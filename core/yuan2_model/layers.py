@@ -13,7 +13,7 @@ from yuan2_model.attention import attend
 from yuan2_model.cache import LayerState, Yuan2Cache
 from yuan2_model.config import Yuan2Config
 from yuan2_model.dimensions import FILTER_TAPS
-from yuan2_model.layout import Layout
+from yuan2_model.layout import Forks, Layout
 from yuan2_model.loss import labelled_loss_sum
 
 ROPE_BASE = 10000.0
@@ -116,13 +116,23 @@ class PairConvolution(nn.Module):
         self.weight = nn.Parameter(torch.zeros(outputs, inputs, FILTER_TAPS, 1))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x_BTC: Tensor, before_B1C: Tensor | None, starts_BT1: Tensor | None) -> Tensor:
-        """Convolve; `before` precedes the first token (None: zero), nothing where `starts` is True."""
+    def forward(
+        self,
+        x_BTC: Tensor,
+        before_B1C: Tensor | None,
+        starts_BT1: Tensor | None,
+        forks: Forks | None = None,
+    ) -> Tensor:
+        """Convolve; `before` precedes the first token (None: zero), nothing where `starts` is True, but at
+        `forks` what stands there."""
         if before_B1C is None:
             before_B1C = x_BTC.new_zeros(x_BTC.shape[0], 1, x_BTC.shape[2])
         previous_BTC = torch.cat((before_B1C, x_BTC[:, :-1]), dim=1)
         if starts_BT1 is not None:
             previous_BTC = previous_BTC.masked_fill(starts_BT1, 0)
+        if forks is not None:
+            shared_FC = x_BTC.flatten(0, 1).index_select(0, forks.before)
+            previous_BTC = previous_BTC.flatten(0, 1).index_copy(0, forks.first, shared_FC).view_as(x_BTC)
         pairs = torch.stack((previous_BTC, x_BTC), dim=-1).flatten(2)
         return F.linear(pairs, self.weight.view(self.weight.shape[0], -1), self.bias)
 
@@ -140,8 +150,8 @@ class LocalizedFilter(nn.Module):
         """Filter `a`; `state` is read for what came before and left at each row's last real token."""
         starts_BT1 = None if layout.starts_BT is None else layout.starts_BT.unsqueeze(-1)
         before, middle_before = (None, None) if state is None else (state.input_B1H, state.middle_B1C)
-        middle_BTC = self.conv1(a_BTH, before, starts_BT1)
-        out_BTH = self.conv2(middle_BTC, middle_before, starts_BT1)
+        middle_BTC = self.conv1(a_BTH, before, starts_BT1, layout.forks)
+        out_BTH = self.conv2(middle_BTC, middle_before, starts_BT1, layout.forks)
         if state is not None:
             state.input_B1H = _last_real(a_BTH, before, layout.last_B)
             state.middle_B1C = _last_real(middle_BTC, middle_before, layout.last_B)

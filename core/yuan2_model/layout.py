@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from yuan2_model.attention import AttentionPlan, plan_documents
+from yuan2_model.attention import AttentionPlan, Segment, plan_segments
 from yuan2_model.cache import Yuan2Cache
 
 
@@ -24,6 +26,18 @@ class Layout:
     """Column of each row's last real token, -1 where a row has none; None: the last column."""
     valid_BS: Tensor | None = None
     """False in the padding, the cache's columns included; None where there is none."""
+    forks: Forks | None = None
+    """Where sequences leave a beginning that they share with another one."""
+
+
+@dataclass(frozen=True)
+class Forks:
+    """Places among all tokens of a call's rows, one row after the other."""
+
+    first: Tensor
+    """First token of each sequence's own."""
+    before: Tensor
+    """The token that comes before it, in the sequence that it shares its beginning with."""
 
 
 def lay_out(
@@ -32,17 +46,20 @@ def lay_out(
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
     document_ids: Tensor | None,
+    previous_ids: Tensor | None = None,
 ) -> Layout:
     """Work out positions, visibility and filter borders of a call.
 
     Args:
-        tokens_BT: anything with the call's first two dimensions, on its device.
+        tokens_BT: anything with the call's first two dimensions, on its device and in its type.
         cache: what came before, or None.
         attention_mask: [B, S] or [B, T], 0 in padding at the left or right of the call's rows; or [B, 1, T,
             S], which goes to attention as it is (True or 0.0 where a query sees a key) and leaves filter and
             positions alone.
         position_ids: [B, T] or [1, T], instead of the tokens' count since their sequence began.
         document_ids: [B, T], equal within a document of a packed row; with no cache.
+        previous_ids: [B, T], instead of `document_ids`, where sequences share a beginning: the column of the
+            token before each one in its sequence, -1 at the first.
 
     Raises:
         ValueError: shapes that do not fit, or documents with a cache.
@@ -51,8 +68,8 @@ def lay_out(
     past = 0 if cache is None else cache.length
     if position_ids is not None and tuple(position_ids.shape) not in ((batch, tokens), (1, tokens)):
         raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}, expected {(batch, tokens)}")
-    if document_ids is not None:
-        layout = _documents(document_ids, attention_mask, (batch, tokens), past)
+    if document_ids is not None or previous_ids is not None:
+        layout = _packed(tokens_BT, document_ids, previous_ids, attention_mask, past)
     elif attention_mask is not None and attention_mask.dim() == 4:
         layout = _explicit(attention_mask, (batch, tokens), past)
     else:
@@ -60,7 +77,7 @@ def lay_out(
         layout = _plain(tokens_BT, past) if valid_BS is None else _padded(valid_BS, past)
     if position_ids is None:
         return layout
-    return Layout(position_ids, layout.attention, layout.starts_BT, layout.last_B, layout.valid_BS)
+    return replace(layout, positions_BT=position_ids)
 
 
 def _plain(tokens_BT: Tensor, past: int) -> Layout:
@@ -124,21 +141,96 @@ def _causal_and_valid(valid_BS: Tensor, past: int) -> Tensor:
     return (visible_BTS | (columns_S == queries_T1)).unsqueeze(1)
 
 
-def _documents(ids_BT: Tensor, mask: Tensor | None, shape: tuple[int, int], past: int) -> Layout:
+def _packed(
+    tokens_BT: Tensor,
+    document_ids: Tensor | None,
+    previous_ids: Tensor | None,
+    mask: Tensor | None,
+    past: int,
+) -> Layout:
+    shape = tuple(tokens_BT.shape[:2])
     if past:
         raise ValueError(
             "document_ids cannot be combined with past_key_values: decode each document by itself"
         )
-    if tuple(ids_BT.shape) != shape or (mask is not None and tuple(mask.shape) != shape):
-        raise ValueError(f"document_ids and attention_mask must have shape {shape}, as the tokens have")
-    border_BT = torch.ones(shape, dtype=torch.bool, device=ids_BT.device)
+    if document_ids is not None and previous_ids is not None:
+        raise ValueError("document_ids and previous_ids both say what a token follows: give one")
+    if any(x is not None and tuple(x.shape) != shape for x in (document_ids, previous_ids, mask)):
+        raise ValueError(
+            f"document_ids, previous_ids and attention_mask must have shape {shape}, as the tokens have"
+        )
+    if previous_ids is not None:
+        return _tree(tokens_BT, previous_ids)
+    assert document_ids is not None
+    return _documents(tokens_BT, document_ids, mask)
+
+
+def _documents(tokens_BT: Tensor, ids_BT: Tensor, mask: Tensor | None) -> Layout:
+    border_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     border_BT[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
     if mask is not None:
         border_BT[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    columns_T = torch.arange(shape[1], device=ids_BT.device)
+    columns_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     positions_BT = columns_T - torch.where(border_BT, columns_T, 0).cummax(dim=1).values
     first = border_BT.flatten().nonzero().flatten().tolist()
-    lengths = [stop - start for start, stop in zip(first, [*first[1:], ids_BT.numel()], strict=True)]
+    segments = [
+        Segment(stop - start) for start, stop in zip(first, [*first[1:], ids_BT.numel()], strict=True)
+    ]
+    return Layout(positions_BT, plan_segments(segments, ids_BT, tokens_BT.dtype), _inner(border_BT))
+
+
+def _tree(tokens_BT: Tensor, previous_BT: Tensor) -> Layout:
+    """Sequences of which some continue the beginning of another one, which is in the row only once."""
+    batch, tokens = previous_BT.shape
+    columns_T = torch.arange(tokens, device=previous_BT.device)
+    border_BT = previous_BT != columns_T - 1
+    border_BT[:, 0] = True
+    first_S = border_BT.flatten().nonzero().flatten()
+    firsts = first_S.tolist()
+    rows = [first - first % tokens for first in firsts]
+    before = [
+        -1 if column < 0 else row + column
+        for row, column in zip(rows, previous_BT.flatten()[first_S].tolist(), strict=True)
+    ]
+    segments = _segments(firsts, before, batch * tokens)
+    offsets_S = torch.tensor([segment.seen for segment in segments], device=columns_T.device) - first_S
+    places_BT = torch.arange(batch * tokens, device=columns_T.device).view(batch, tokens)
+    positions_BT = places_BT + offsets_S[border_BT.flatten().cumsum(0) - 1].view(batch, tokens)
+    forks = [(first, place) for first, place in zip(firsts, before, strict=True) if place >= 0]
+    if forks:
+        first_F, before_F = (
+            torch.tensor(places, device=columns_T.device) for places in zip(*forks, strict=True)
+        )
+    return Layout(
+        positions_BT,
+        plan_segments(segments, previous_BT, tokens_BT.dtype),
+        _inner(border_BT),
+        forks=Forks(first_F, before_F) if forks else None,
+    )
+
+
+def _segments(firsts: Sequence[int], before: Sequence[int], end: int) -> list[Segment]:
+    """Segments from their first tokens and the tokens before those, -1 where there is none.
+
+    Raises:
+        ValueError: one would continue what is not a sequence of its own, earlier in its row.
+    """
+    segments: list[Segment] = []
+    for first, stop, place in zip(firsts, [*firsts[1:], end], before, strict=True):
+        if place < 0:
+            segments.append(Segment(stop - first))
+            continue
+        root = bisect_right(firsts, place) - 1
+        if root >= len(segments) or segments[root].seen:
+            raise ValueError(
+                "previous_ids: a sequence can only continue one that lies before it and continues none"
+            )
+        segments.append(Segment(stop - first, root, place - firsts[root] + 1))
+    return segments
+
+
+def _inner(border_BT: Tensor) -> Tensor:
+    """Borders inside rows: what is before a row's first column is nothing in any case."""
     starts_BT = border_BT.clone()
     starts_BT[:, 0] = False
-    return Layout(positions_BT, plan_documents(border_BT.cumsum(dim=1), lengths), starts_BT)
+    return starts_BT

@@ -84,11 +84,13 @@ class Yuan2Model(Yuan2PreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         document_ids: Tensor | None = None,
+        previous_ids: Tensor | None = None,
     ) -> DecodedOutput:
         """Hidden states after the final norm, [B, T, H]; parameters as in `Yuan2ForCausalLM.forward`."""
         x_BTH = self._embedded(input_ids, inputs_embeds)
-        cache = self._cache(past_key_values, use_cache, document_ids)
-        layout = lay_out(x_BTH, cache, attention_mask, position_ids, document_ids)
+        packed = document_ids is not None or previous_ids is not None
+        cache = self._cache(past_key_values, use_cache, packed)
+        layout = lay_out(x_BTH, cache, attention_mask, position_ids, document_ids, previous_ids)
         x_BTH, inputs = self._through_layers(x_BTH, layout, cache)
         if cache is not None:
             cache.advance(x_BTH.shape[1], layout.valid_BS)
@@ -109,16 +111,14 @@ class Yuan2Model(Yuan2PreTrainedModel):
             raise ValueError("input_ids holds no token")
         return embedded
 
-    def _cache(
-        self, given: Yuan2Cache | None, use_cache: bool | None, document_ids: Tensor | None
-    ) -> Yuan2Cache | None:
+    def _cache(self, given: Yuan2Cache | None, use_cache: bool | None, packed: bool) -> Yuan2Cache | None:
         """The cache to fill: the given one, a new one, or none (as in training, unless asked for)."""
         if given is not None and not isinstance(given, Yuan2Cache):
             raise TypeError(f"past_key_values must be a Yuan2Cache, found {type(given).__name__}")
         if given is None and use_cache is None:
-            use_cache = self.config.use_cache and not self.training and document_ids is None
+            use_cache = self.config.use_cache and not self.training and not packed
         if given is not None or use_cache:
-            if document_ids is not None:
+            if packed:
                 raise ValueError(
                     "document_ids cannot be combined with a cache: decode each document by itself"
                 )
@@ -165,6 +165,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
         document_ids: Tensor | None = None,
+        previous_ids: Tensor | None = None,
         return_logits: bool = True,
         loss_reduction: str = "mean",
         loss_chunk: int | None = None,
@@ -184,6 +185,9 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             logits_to_keep: logits of this many last positions only; 0 for all.
             document_ids: [B, T], equal within a document: in a packed row each document sees itself only, in
                 attention, positions and the localized filter.
+            previous_ids: [B, T], instead of `document_ids`, for sequences with the same beginning, which is
+                in the row once: the column of the token that each one follows, -1 at the start of a
+                sequence. The label of a sequence's first own token is ignored, as a first token's is.
             return_logits: False with labels: the loss comes from chunks of labelled positions and logits are
                 never kept (`loss_chunk` positions at once).
             loss_reduction: "mean" over labelled positions, or their "sum".
@@ -201,6 +205,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             document_ids=document_ids,
+            previous_ids=previous_ids,
         )
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:]) if return_logits else None
         loss = None
