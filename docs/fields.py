@@ -116,7 +116,7 @@ def bounds(schema: Schema) -> list[str]:
     if "minimum" in schema:
         said.append(f"{'>' if schema.get('exclusiveMinimum') else '≥'} {schema['minimum']:g}")
     if "maximum" in schema:
-        said.append(f"≤ {schema['maximum']:g}")
+        said.append(f"{'<' if schema.get('exclusiveMaximum') else '≤'} {schema['maximum']:g}")
     return said
 
 

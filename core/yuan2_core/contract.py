@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 JOB_FILE = PurePosixPath("/etc/yuan2/job.json")
@@ -40,20 +40,33 @@ EXIT_INVALID = 78
 """The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
 
 
+WITHOUT_FP16 = (
+    "fp16 cannot train Yuan 2.0: its weights are bf16, whose range fp16 does not have, so that "
+    "activations and gradients overflow; use bf16, or fp32 where a GPU has no bf16"
+)
+
+
 def _without_fp16(value: object) -> object:
     if value == "fp16":
-        raise ValueError(
-            "fp16 cannot train Yuan 2.0: its weights are bf16, whose range fp16 does not have, so that "
-            "activations and gradients overflow; use bf16, or fp32 where a GPU has no bf16"
-        )
+        raise ValueError(WITHOUT_FP16)
     return value
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{', '.join(values)}: name each only once")
+    return values
 
 
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
 DatasetFormat = Literal["auto", "fastchat", "alpaca", "belle"]
 Schedule = Literal["cosine", "linear", "constant"]
-TrainPrecision = Annotated[Literal["bf16", "fp32"], BeforeValidator(_without_fp16)]
+TrainPrecision = Annotated[
+    Literal["bf16", "fp32"],
+    BeforeValidator(_without_fp16),
+    Field(json_schema_extra={"whyNotOthers": WITHOUT_FP16}),
+]
 ServePrecision = Literal["bf16", "fp16", "fp32"]
 Device = Literal["cuda", "cpu"]
 Offload = Literal["none", "optimizer", "parameters"]
@@ -93,7 +106,11 @@ class LoRA(Contract):
     """Scale of their product, divided by r (by its square root with `rsLora`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of a layer's inputs that the matrices do not see in a step."""
-    target_modules: Annotated[tuple[TargetModule, ...], Field(min_length=1)] = ("q_proj", "v_proj")
+    target_modules: Annotated[
+        tuple[TargetModule, ...],
+        Field(min_length=1, max_length=7, json_schema_extra={"uniqueItems": True}),
+        AfterValidator(_distinct),
+    ] = ("q_proj", "v_proj")
     """Layers that get matrices. In Yuan 2.0 `q_proj` holds queries and keys of the first half of the heads
     and `k_proj` those of the second half: name both or neither to treat all heads alike."""
     rs_lora: bool = False
@@ -156,7 +173,7 @@ class Training(Contract):
     tf32: bool = True
     """Let GPUs multiply fp32 matrices in TF32."""
     precision: TrainPrecision = "bf16"
-    """Type of the weights in forward and backward; the optimizer keeps fp32 either way."""
+    """`bf16` or `fp32`: type of the weights in forward and backward; the optimizer keeps fp32 either way."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of the order of the data."""
 
@@ -290,6 +307,8 @@ class Measurements(Contract):
     """Tokens (labelled or not, padding not counted) of all ranks a second of step time, over recent steps."""
     samples: int = 0
     """Sequences to train on."""
+    tokens: int = 0
+    """Tokens of those sequences."""
     dropped_samples: int = 0
     """Sequences left without a label and records refused, within maxInvalidFraction."""
     resumed_from_step: int | None = None

@@ -63,13 +63,19 @@ CLAIMS_DIRECTORY: Final = PurePosixPath("/mnt/claims")
 """Each distinct claim is mounted once, at `/mnt/claims/<claimName>`."""
 DATASET_DIRECTORY: Final = PurePosixPath("/mnt/dataset")
 """Where a ConfigMap with conversations is mounted; the file is named after its key."""
+EVALUATION_DIRECTORY: Final = PurePosixPath("/mnt/evaluation")
+"""The same for the conversations to evaluate on."""
 SHARED_MEMORY_DIRECTORY: Final = PurePosixPath("/dev/shm")  # noqa: S108 - a mount in a pod
 SCRATCH_DIRECTORY: Final = PurePosixPath("/tmp")  # noqa: S108 - a mount in a pod
 """The only writable directory of a pod with a read-only root, beside its claims."""
 EXPORT_DIRECTORY: Final = "model"
 """Directory of the exported model below a FineTune's output path."""
+ADAPTER_DIRECTORY: Final = "adapter"
+"""Directory of the exported adapter below it, of LoRA and QLoRA."""
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
+GPU_PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
+"""Node label with the GPU's name, written by NVIDIA's GPU feature discovery."""
 RUN_AS_USER: Final = 1000
 RUN_AS_GROUP: Final = 1000
 TRAINER_CONTAINER: Final = "pytorch"
@@ -108,6 +114,7 @@ class Reason:
 
     # Accepted
     VALID: Final = "Valid"
+    UNLIKELY_TO_FIT: Final = "UnlikelyToFit"
     INVALID_SPEC: Final = "InvalidSpec"
     CLAIM_NOT_FOUND: Final = "ClaimNotFound"
     CONFIG_MAP_NOT_FOUND: Final = "ConfigMapNotFound"

@@ -17,7 +17,7 @@ from yuan2_operator.plan.finetune import FineTunePlan, plan_finetune
 from yuan2_operator.plan.owner import Owner
 
 FOLDER = Path(__file__).parent / "manifests"
-CASES = [("cpu", 1, 0), ("gpu", 3, 2)]
+CASES = [("cpu", 1, 0), ("gpu", 3, 2), ("qlora", 1, 0)]
 
 
 @pytest.mark.parametrize(("case", "attempt", "restarts"), CASES)

@@ -12,14 +12,24 @@ from typing import Any
 import pytest
 
 from tests.support.training import make_job
-from yuan2_core.contract import DEFAULT_EPOCHS, Checkpoint, Launch, Method, Training, TrainJob
+from yuan2_core.contract import (
+    DEFAULT_EPOCHS,
+    DEFAULT_WARMUP_RATIO,
+    Checkpoint,
+    Launch,
+    Method,
+    Training,
+    TrainJob,
+)
 from yuan2_core.presets import PRESETS, zero_stage
 from yuan2_trainer.deepspeed import engine_config
 
 HERE = Path(__file__).parent / "recipe"
 ROWS: list[dict[str, Any]] = json.loads((HERE / "measured.json").read_text(encoding="utf-8"))["rows"]
 PUBLISHED: dict[str, Any] = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
-METHODS = [name for name in ("full", "lora", "qlora") if name in Method.model_fields]
+METHODS = ("full", "lora", "qlora")
+DEFAULTS = {"epochs": DEFAULT_EPOCHS, "warmupRatio": DEFAULT_WARMUP_RATIO}
+"""Of fields that exclude others: they hold where none of those is given."""
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -51,7 +61,7 @@ def resolved(row: dict[str, Any]) -> dict[str, Any]:
         },
         "processes": row["gpus"],
         "globalBatch": row["gpus"] * training.micro_batch_size * training.gradient_accumulation_steps,
-        "training": {"epochs": DEFAULT_EPOCHS, **json.loads(training.to_json())},
+        "training": {**DEFAULTS, **json.loads(training.to_json())},
         "checkpoint": json.loads(Checkpoint().to_json()),
         "stage": stage,
         "deepspeed": engine_config(on_gpus(training, stage, row["gpus"])),
@@ -71,7 +81,7 @@ def test_every_stored_configuration_belongs_to_a_row() -> None:
 
 
 def test_the_defaults_are_the_published_hyperparameters() -> None:
-    ours = {"epochs": DEFAULT_EPOCHS, **json.loads(Training().to_json())}
+    ours = {**DEFAULTS, **json.loads(Training().to_json())}
     assert {name: ours[name] for name in PUBLISHED["training"]} == PUBLISHED["training"]
     assert json.loads(Checkpoint().to_json()).items() >= PUBLISHED["checkpoint"].items()
 

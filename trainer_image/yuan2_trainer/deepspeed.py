@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from yuan2_core.contract import DeepSpeed, Offload, TrainJob
-from yuan2_trainer.outcome import JobError
+from yuan2_core.contract import Offload, TrainJob
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,98 +57,6 @@ FLOPS_PROFILER: dict[str, Any] = {
     "detailed": True,
 }
 """The published recipe's profiler section."""
-
-DECIDED: dict[str, str] = {
-    "train_batch_size": "training.microBatchSize, training.gradientAccumulationSteps and workers",
-    "train_micro_batch_size_per_gpu": "training.microBatchSize",
-    "gradient_accumulation_steps": "training.gradientAccumulationSteps",
-    "gradient_clipping": "training.maxGradNorm",
-    "bf16": "training.precision",
-    "fp16": "training.precision",
-    "amp": "training.precision",
-    "data_types": "training.precision",
-    "optimizer": "training.learningRate and training.weightDecay",
-    "scheduler": "training.schedule",
-    "activation_checkpointing": "training.gradientCheckpointing",
-    "tensorboard": "tensorboard",
-    "flops_profiler.enabled": "deepspeed.flopsProfiler",
-    "zero_optimization.stage": "deepspeed.stage",
-    "zero_optimization.offload_optimizer.device": "deepspeed.offload",
-    "zero_optimization.offload_param.device": "deepspeed.offload",
-    "zero_optimization.cpu_offload": "deepspeed.offload",
-    "zero_optimization.cpu_offload_param": "deepspeed.offload",
-}
-"""Keys of DeepSpeed's configuration, and the fields that decide them."""
-
-PASSED_ON = (
-    "zero_optimization",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "sparse_gradients",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "dump_state",
-    "flops_profiler",
-    "comms_logger",
-    "timers",
-    "aio",
-    "csv_monitor",
-    "wandb",
-    "comet",
-    "disable_allgather",
-    "torch_autocast",
-)
-"""Sections and keys that have an effect in this trainer."""
-
-
-def check_deepspeed(job: TrainJob) -> None:
-    """Refuse offload that the stage cannot do, and overrides that contradict a field or have no effect.
-
-    Raises:
-        JobError: names the field or key and the way out.
-    """
-    wanted = job.deepspeed
-    if wanted.offload == "parameters" and job.stage != 3:
-        raise JobError(
-            f"deepspeed.offload: parameters wait in the CPU's memory only with ZeRO-3, the stage is "
-            f"{job.stage}; set deepspeed.stage to 3, or offload to optimizer"
-        )
-    if wanted.offload == "optimizer" and job.stage < 2:
-        raise JobError(
-            "deepspeed.offload: without ZeRO there is no optimizer state to offload; "
-            "set deepspeed.stage to 2 or 3"
-        )
-    for path in _paths(wanted.overrides):
-        _check_override(path, wanted)
-
-
-def _check_override(path: str, wanted: DeepSpeed) -> None:
-    section = path.partition(".")[0]
-    for key, field in DECIDED.items():
-        if path == key or path.startswith(key + "."):
-            raise JobError(f"deepspeed.overrides: {path} is decided by {field}; set that instead")
-    if section not in PASSED_ON:
-        raise JobError(
-            f"deepspeed.overrides: {section} has no effect in this trainer; known are {', '.join(PASSED_ON)}"
-        )
-    if section == "flops_profiler" and not wanted.flops_profiler:
-        raise JobError(f"deepspeed.overrides: {path} needs deepspeed.flopsProfiler: true")
-    offloaded = path.split(".")[1:2]
-    if offloaded == ["offload_optimizer"] and wanted.offload == "none":
-        raise JobError(f"deepspeed.overrides: {path} needs deepspeed.offload: optimizer or parameters")
-    if offloaded == ["offload_param"] and wanted.offload != "parameters":
-        raise JobError(f"deepspeed.overrides: {path} needs deepspeed.offload: parameters")
-
-
-def _paths(tree: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Dotted names of the leaves, in order."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _paths(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}"
 
 
 def merged(ours: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from yuan2_core.conflicts import adapter_of
 from yuan2_core.contract import LoRA, TrainJob
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import save_model
 from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_trainer.adapters import is_adapter, merged_weights, save_adapter
 from yuan2_trainer.checkpoint import sync_directory
-from yuan2_trainer.methods import adapter_of
 from yuan2_trainer.partitioned import gathered
 from yuan2_trainer.quantised import dequantised
 from yuan2_trainer.workspace import read_text, replace

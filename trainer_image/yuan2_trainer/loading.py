@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from yuan2_core.conflicts import adapter_of
 from yuan2_core.contract import TrainJob
 from yuan2_model import Yuan2ForCausalLM, load_model
 from yuan2_trainer.checkpoint import restore, start_optimizer
 from yuan2_trainer.deepspeed import build_engine, job_config
 from yuan2_trainer.manifest import Found
-from yuan2_trainer.methods import adapter_of
 from yuan2_trainer.partitioned import fill, load_partitioned
 from yuan2_trainer.shards import ShardReader
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import metadata
 
-from yuan2_core.contract import LoRA, Method, TargetModule, Training, TrainJob
+from yuan2_core.conflicts import adapter_of, method_conflicts
+from yuan2_core.contract import LoRA, Method, TargetModule, TrainJob
 from yuan2_model.dimensions import Dimensions
 from yuan2_trainer.outcome import JobError
 
@@ -13,44 +15,26 @@ BITSANDBYTES_FOR_CPU = (0, 46)
 """First releases with nf4 for CUDA 12.2, and for a processor (bitsandbytes' release notes)."""
 
 
-def adapter_of(method: Method) -> LoRA | None:
-    """The adapter that a method trains, `None` when it trains all parameters."""
-    return method.lora or method.qlora
-
-
 def check_method(job: TrainJob) -> None:
-    """Refuse combinations that cannot work.
+    """Refuse combinations that cannot work, and what the image lacks.
 
     Raises:
         JobError: names the field and the way out.
     """
-    method = job.method
-    if [method.full, method.lora, method.qlora].count(None) != 2:
-        raise JobError("method: set exactly one of full, lora and qlora")
-    if job.merge_adapter and method.full is not None:
-        raise JobError("mergeAdapter: method.full trains no adapter; leave mergeAdapter out")
-    if method.qlora is not None:
-        _check_qlora(job)
-    adapter = adapter_of(method)
-    if adapter is not None and adapter.dora and job.stage == 3:
-        raise JobError(
-            "method: dora needs the norms of whole weights, which ZeRO-3 has cut into pieces; "
-            "set deepspeed.stage to 2, or dora to false"
-        )
+    refuse(method_conflicts(job))
+    if job.method.qlora is not None:
+        needed = BITSANDBYTES_FOR_GPU if job.launch.device == "cuda" else BITSANDBYTES_FOR_CPU
+        problem = missing_package("bitsandbytes", needed)
+        if problem is not None:
+            raise JobError(
+                f"method.qlora needs {problem}; use an image with a newer BASE_IMAGE, or method.lora"
+            )
 
 
-def _check_qlora(job: TrainJob) -> None:
-    if job.stage == 3:
-        raise JobError(
-            "method.qlora: ZeRO-3 cannot cut 4-bit weights into pieces; set deepspeed.stage to 2 (the "
-            "weights are a quarter of their size already), or use method.lora"
-        )
-    if job.training.precision != "bf16":
-        raise JobError("method.qlora computes in bf16; set training.precision to bf16")
-    needed = BITSANDBYTES_FOR_GPU if job.launch.device == "cuda" else BITSANDBYTES_FOR_CPU
-    problem = missing_package("bitsandbytes", needed)
-    if problem is not None:
-        raise JobError(f"method.qlora needs {problem}; use an image with a newer BASE_IMAGE, or method.lora")
+def refuse(conflicts: Iterable[str]) -> None:
+    """Raise the first of them as a JobError."""
+    for text in conflicts:
+        raise JobError(text)
 
 
 def missing_package(name: str, at_least: tuple[int, int]) -> str | None:
@@ -62,12 +46,6 @@ def missing_package(name: str, at_least: tuple[int, int]) -> str | None:
         return f"{wanted}, which this image does not have"
     major, minor = (int(part) for part in version.split(".")[:2])
     return None if (major, minor) >= at_least else f"{wanted}, this image has {version}"
-
-
-def check_schedule(training: Training) -> None:
-    """Refuse two lengths of one warm-up. Raises JobError."""
-    if training.warmup_ratio is not None and training.warmup_steps is not None:
-        raise JobError("training: warmupRatio and warmupSteps exclude each other; leave one out")
 
 
 def trainable_parameters(method: Method, dimensions: Dimensions) -> int:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from yuan2_core.conflicts import job_conflicts
 from yuan2_core.contract import TrainJob
 from yuan2_core.errors import ModelError
 from yuan2_core.presets import config_differences
@@ -16,9 +17,8 @@ from yuan2_model import check_model_directory
 from yuan2_model.dimensions import Dimensions
 from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
 from yuan2_trainer.data.rendering import Beat
-from yuan2_trainer.deepspeed import check_deepspeed
 from yuan2_trainer.manifest import BYTES_PER_PARAMETER
-from yuan2_trainer.methods import check_method, check_schedule, trainable_parameters
+from yuan2_trainer.methods import check_method, refuse, trainable_parameters
 from yuan2_trainer.outcome import JobError, OutputFullError
 from yuan2_trainer.workspace import Workspace
 
@@ -33,9 +33,8 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     Raises:
         UserError: one line with the reason, the file and the field.
     """
-    check_schedule(job.training)
     check_method(job)
-    check_deepspeed(job)
+    refuse(job_conflicts(job))
     dimensions = check_model(job)
     tokenizer = check_tokenizer(job, dimensions)
     check_output(job, dimensions)

@@ -190,6 +190,7 @@ def _tracker(workspace: Workspace, prepared: Prepared, position: Position, total
         step=position.step,
         total_steps=total,
         samples=prepared.samples,
+        tokens=prepared.tokens,
         dropped_samples=prepared.dropped_samples,
         resumed_from_step=position.step if resumed else None,
         last_checkpoint_step=position.step if resumed else None,

@@ -28,6 +28,7 @@ _GAUGES: tuple[tuple[str, str, str], ...] = (
         "Tokens of all ranks a second of step time, padding not counted",
     ),
     ("samples", "samples", "Sequences to train on"),
+    ("tokens", "tokens", "Tokens of the sequences to train on"),
     ("dropped_samples", "dropped_samples", "Sequences and records left out"),
     ("last_checkpoint_step", "last_checkpoint_step", "Step of the last complete checkpoint"),
     ("eta_seconds", "eta_seconds", "Remaining time at the recent pace"),

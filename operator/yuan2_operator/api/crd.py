@@ -112,16 +112,9 @@ def _convert(node: Schema, defs: Mapping[str, Schema]) -> Schema:
     if "description" in node:
         result["description"] = " ".join(node["description"].split())
     result.update({key: node[key] for key in _COPIED if key in node})
-    if INT_OR_STRING in node:
-        result["anyOf"] = node["anyOf"]
-    if "const" in node:
-        result["enum"] = [node["const"]]
-    if node.get("default") is not None:
-        result["default"] = node["default"]
-    for bound in ("Minimum", "Maximum"):
-        if f"exclusive{bound}" in node:
-            result[bound.lower()] = node[f"exclusive{bound}"]
-            result[f"exclusive{bound}"] = True
+    result.update(_translated(node))
+    if "whyNotOthers" in node:
+        _explain(result, node["whyNotOthers"])
     if "items" in node:
         result["items"] = _convert(node["items"], defs)
     if isinstance(node.get("additionalProperties"), dict):
@@ -135,6 +128,34 @@ def _convert(node: Schema, defs: Mapping[str, Schema]) -> Schema:
             for name, child in node["properties"].items()
         }
     return result
+
+
+def _translated(node: Schema) -> Schema:
+    """What JSON Schema says otherwise than Kubernetes."""
+    result: Schema = {}
+    if INT_OR_STRING in node:
+        result["anyOf"] = node["anyOf"]
+    if "const" in node:
+        result["enum"] = [node["const"]]
+    if node.get("default") is not None:
+        result["default"] = node["default"]
+    for bound in ("Minimum", "Maximum"):
+        if f"exclusive{bound}" in node:
+            result[bound.lower()] = node[f"exclusive{bound}"]
+            result[f"exclusive{bound}"] = True
+    if node.get("uniqueItems"):
+        result["x-kubernetes-list-type"] = "set"
+    if node.get("additionalProperties") is True:
+        result["x-kubernetes-preserve-unknown-fields"] = True
+    return result
+
+
+def _explain(result: Schema, reason: str) -> None:
+    """Turn an enum into a rule with a sentence: of an enum the API server only lists the values."""
+    allowed = result.pop("enum")
+    rule = {"rule": f"self in {allowed}", "message": f"write one of {', '.join(allowed)}: {reason}"}
+    result["maxLength"] = 32
+    result[VALIDATIONS] = [*result.get(VALIDATIONS, []), rule]
 
 
 def _property(node: Schema, defs: Mapping[str, Schema], *, optional: bool) -> Schema:

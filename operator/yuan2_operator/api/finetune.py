@@ -10,6 +10,7 @@ from yuan2_core.contract import (
     Checkpoint,
     DatasetFormat,
     DeepSpeed,
+    Evaluation,
     Fraction,
     Method,
     ModelSize,
@@ -18,12 +19,13 @@ from yuan2_core.contract import (
 )
 from yuan2_operator.api.common import ClaimLocation, ClaimPath, Condition, ModelReference
 from yuan2_operator.api.finetune_rules import (
+    DATASET,
     NO_RESERVED_ENV,
-    ONE_DATASET_SOURCE,
     ONE_DEVICE,
-    ONE_LENGTH,
     ONE_METHOD,
-    OUTPUT_APART,
+    SPEC,
+    TRAINING,
+    one_source,
 )
 from yuan2_operator.api.pods import (
     Affinity,
@@ -77,10 +79,16 @@ class DatasetSource(Spec):
 class Dataset(Spec):
     """The conversations to learn."""
 
-    source: Annotated[DatasetSource, Field(json_schema_extra=ONE_DATASET_SOURCE)]
+    source: Annotated[DatasetSource, Field(json_schema_extra=one_source("dataset.source"))]
     """Where they are."""
     format: DatasetFormat = "auto"
     """Layout of a record; `auto` looks at the first one."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the conversations that is held out of training, to evaluate on."""
+    eval_source: (
+        Annotated[DatasetSource, Field(json_schema_extra=one_source("dataset.evalSource"))] | None
+    ) = None
+    """Conversations in the same format to evaluate on, instead of `evalFraction`."""
     max_invalid_fraction: Fraction = 0.0
     """Share of records (and of sequences left without a label) that may be dropped; more stops the run."""
 
@@ -116,6 +124,15 @@ class Workers(Spec):
     """More environment variables, NCCL_* and the like."""
 
 
+class Output(ClaimLocation):
+    """Where a run leaves its work, and what of it."""
+
+    merge_adapter: bool = False
+    """With `lora` and `qlora`: write base and adapter merged into one model as well, and serve that one."""
+    tensorboard: bool = False
+    """Write TensorBoard logs, to the directory `tensorboard`."""
+
+
 class RunPolicy(Spec):
     """When a run stops, rests or starts again; may change while it runs."""
 
@@ -134,15 +151,15 @@ class RunPolicy(Spec):
 class FineTuneSpec(Spec):
     """What to train, on what, how, with which pods, and where the result goes."""
 
-    model_config = ConfigDict(json_schema_extra=OUTPUT_APART)
+    model_config = ConfigDict(json_schema_extra=SPEC)
 
     model: FineTuneModel
     """The model that training starts from."""
-    dataset: Dataset
+    dataset: Annotated[Dataset, Field(json_schema_extra=DATASET)]
     """The conversations to learn."""
     method: Annotated[Method, Field(json_schema_extra=ONE_METHOD)]
     """Which parameters are trained: exactly one member."""
-    training: Annotated[Training, Field(json_schema_extra=ONE_LENGTH)] = Field(default_factory=Training)
+    training: Annotated[Training, Field(json_schema_extra=TRAINING)] = Field(default_factory=Training)
     """Hyperparameters; the defaults are those of the published Yuan 2.0 recipe."""
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
     """DeepSpeed's part."""
@@ -150,8 +167,10 @@ class FineTuneSpec(Spec):
     """How often the run can be picked up again."""
     workers: Annotated[Workers, Field(json_schema_extra=ONE_DEVICE)]
     """The training pods."""
-    output: ClaimLocation
-    """Directory for checkpoints, metrics and the exported model."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """How the run is judged while it trains, on the data held out of training."""
+    output: Output
+    """Directory for checkpoints, metrics and the exported model or adapter."""
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
     """When the run stops, rests or starts again."""
 

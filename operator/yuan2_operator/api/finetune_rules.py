@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from yuan2_core import conflicts
+from yuan2_core.presets import DEFAULT_ZERO_STAGE, PRESETS, zero_stage
 from yuan2_operator.api.common import NAME_RULES
 from yuan2_operator.api.schema import rules
 from yuan2_operator.constants import TRAINER_RESERVED_ENV
 
-ONE_METHOD = rules(("has(self.full)", "method: name exactly one method, for example `full: {}`"))
-ONE_LENGTH = rules(
-    (
-        "!(has(self.epochs) && has(self.maxSteps))",
-        "training.epochs and training.maxSteps exclude each other: remove one",
-    )
+ONE_METHOD = rules(
+    ("[has(self.full), has(self.lora), has(self.qlora)].exists_one(given, given)", conflicts.ONE_METHOD)
 )
-ONE_DATASET_SOURCE = rules(
-    (
-        "has(self.persistentVolumeClaim) != has(self.configMap)",
-        "dataset.source: name exactly one of persistentVolumeClaim and configMap",
-    )
+TRAINING = rules(
+    ("!(has(self.epochs) && has(self.maxSteps))", conflicts.ONE_LENGTH),
+    ("!(has(self.warmupRatio) && has(self.warmupSteps))", conflicts.ONE_WARMUP),
+    ("self.gradientCheckpointing || self.gradientCheckpointingEvery == 1", conflicts.NOT_CHECKPOINTED),
 )
+DATASET = rules(("!(has(self.evalSource) && self.evalFraction > 0.0)", conflicts.ONE_HELD_OUT))
+
+
+def one_source(field: str) -> dict[str, Any]:
+    """The rule of a place where conversations are."""
+    return rules(
+        (
+            "has(self.persistentVolumeClaim) != has(self.configMap)",
+            f"{field}: name exactly one of persistentVolumeClaim and configMap",
+        )
+    )
+
+
 ONE_DEVICE = rules(
     (
         "!(has(self.gpusPerWorker) && has(self.processesPerWorker))",
@@ -41,14 +53,32 @@ NO_RESERVED_ENV = rules(
 _CLAIM = "persistentVolumeClaim"
 _MODEL = f"self.model.source.{_CLAIM}"
 _OUTPUT = f"self.output.{_CLAIM}"
-OUTPUT_APART = rules(
+_LARGE = [size for size, preset in PRESETS.items() if preset.zero_stage == 3]
+_STAGE = (
+    "(has(self.deepspeed.stage) ? self.deepspeed.stage"
+    f" : has(self.method.qlora) ? {zero_stage('2B', 'qlora')}"
+    f" : self.model.size in {_LARGE} ? 3 : {DEFAULT_ZERO_STAGE})"
+)
+"""`presets.zero_stage` in CEL."""
+_DORA = " || ".join(f"(has(self.method.{name}) && self.method.{name}.dora)" for name in ("lora", "qlora"))
+_HELD_OUT = "(has(self.dataset.evalSource) || self.dataset.evalFraction > 0.0)"
+_JUDGED = "(has(self.evaluation.everySteps) || has(self.evaluation.earlyStoppingPatience))"
+SPEC = rules(
     (
         f"{_OUTPUT}.claimName != {_MODEL}.claimName || ({_OUTPUT}.path != '.'"
         f" && {_OUTPUT}.path != {_MODEL}.path && !{_MODEL}.path.startsWith({_OUTPUT}.path + '/'))",
         "output: the path holds the model that training starts from and would overwrite it; "
         "choose another path or claim",
-    )
+    ),
+    ("!(has(self.method.full) && self.output.mergeAdapter)", conflicts.NO_ADAPTER),
+    (f"!(has(self.method.qlora) && {_STAGE} == 3)", conflicts.QLORA_STAGE_3),
+    ("!has(self.method.qlora) || self.training.precision == 'bf16'", conflicts.QLORA_PRECISION),
+    (f"!(({_DORA}) && {_STAGE} == 3)", conflicts.DORA_STAGE_3),
+    (f"self.deepspeed.offload != 'parameters' || {_STAGE} == 3", conflicts.OFFLOAD_PARAMETERS),
+    (f"self.deepspeed.offload != 'optimizer' || {_STAGE} >= 2", conflicts.OFFLOAD_OPTIMIZER),
+    (f"!{_JUDGED} || {_HELD_OUT}", conflicts.NOTHING_HELD_OUT),
 )
+"""Between sections; every field that they read has a default or is asked for with `has`."""
 
 _NO_RUN = "(!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1)"
 _PAUSED = "self.spec.runPolicy.suspend"
@@ -87,5 +117,6 @@ ROOT_RULES = rules(
     ),
     _fixed_while_running("workers"),
     _fixed_while_running("checkpoint"),
+    _fixed_while_running("evaluation"),
 )
 """Names, and transitions: before the first attempt everything may be corrected, runPolicy at any time."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
 from yuan2_core.contract import (
     EXIT_INVALID,
     EXIT_PREEMPTED,
@@ -9,10 +12,12 @@ from yuan2_core.contract import (
     PORT_RENDEZVOUS,
     TERMINATION_LOG,
 )
+from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.constants import (
     ANNOTATION_RESTARTS,
     COMPONENT_TRAINER,
     DATASET_DIRECTORY,
+    EVALUATION_DIRECTORY,
     FIELD_MANAGER,
     LABEL_ATTEMPT,
     PROGRESS_PORT_NAME,
@@ -41,6 +46,7 @@ from yuan2_operator.plan.finetune import FineTunePlan, claims, job_name
 from yuan2_operator.plan.owner import Owner, selector_labels
 
 DATASET_VOLUME = "dataset"
+EVALUATION_VOLUME = "evaluation"
 SHARED_MEMORY_VOLUME = "shm"
 TRAINER_COMMAND = ["python", "-m", "yuan2_trainer"]
 NODE_LOSS_SECONDS = 60
@@ -223,8 +229,7 @@ def _volumes(plan: FineTunePlan) -> list[Manifest]:
         {"name": SHARED_MEMORY_VOLUME, "emptyDir": shared},
         *claim_volumes(claims(spec)),
     ]
-    if spec.dataset.source.config_map is not None:
-        volumes.append({"name": DATASET_VOLUME, "configMap": {"name": spec.dataset.source.config_map.name}})
+    volumes += [{"name": name, "configMap": {"name": config}} for name, config, _ in _config_maps(spec)]
     return volumes
 
 
@@ -235,6 +240,16 @@ def _mounts(plan: FineTunePlan) -> list[Manifest]:
         {"name": SHARED_MEMORY_VOLUME, "mountPath": str(SHARED_MEMORY_DIRECTORY)},
         *claim_mounts(claims(spec), writable={spec.output.persistent_volume_claim.claim_name}),
     ]
-    if spec.dataset.source.config_map is not None:
-        mounts.append({"name": DATASET_VOLUME, "mountPath": str(DATASET_DIRECTORY), "readOnly": True})
+    mounts += [
+        {"name": name, "mountPath": str(place), "readOnly": True} for name, _, place in _config_maps(spec)
+    ]
     return mounts
+
+
+def _config_maps(spec: FineTuneSpec) -> Iterator[tuple[str, str, PurePosixPath]]:
+    """ConfigMaps with conversations: volume, name and where it is mounted."""
+    data, held_out = spec.dataset.source.config_map, spec.dataset.eval_source
+    if data is not None:
+        yield DATASET_VOLUME, data.name, DATASET_DIRECTORY
+    if held_out is not None and held_out.config_map is not None:
+        yield EVALUATION_VOLUME, held_out.config_map.name, EVALUATION_DIRECTORY

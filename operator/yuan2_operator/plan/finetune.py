@@ -6,16 +6,18 @@ looks in Kubernetes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Literal
 
+from yuan2_core.conflicts import job_conflicts, method_name
 from yuan2_core.contract import DatasetLocation, Launch, ModelLocation, TrainJob
 from yuan2_core.presets import zero_stage
 from yuan2_operator.api.common import ClaimPath
-from yuan2_operator.api.finetune import FineTuneSpec
-from yuan2_operator.constants import CLAIMS_DIRECTORY, DATASET_DIRECTORY, Reason
+from yuan2_operator.api.finetune import DatasetSource, FineTuneSpec
+from yuan2_operator.constants import CLAIMS_DIRECTORY, DATASET_DIRECTORY, EVALUATION_DIRECTORY, Reason
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.quantity import parse_quantity
 from yuan2_operator.plan.references import Missing, Reference, Rejection, reject_missing
@@ -47,15 +49,13 @@ def job_name(name: str, attempt: int) -> str:
 
 
 def references(spec: FineTuneSpec) -> tuple[Reference, ...]:
-    """What must exist: the claims, the ConfigMap of the data, the registry's Secrets."""
+    """What must exist: the claims, the ConfigMaps of the data, the registry's Secrets."""
     found = [_claim(spec.model.source.persistent_volume_claim, "spec.model.source")]
-    source = spec.dataset.source
-    if source.persistent_volume_claim is not None:
-        found.append(_claim(source.persistent_volume_claim, "spec.dataset.source"))
-    if source.config_map is not None:
-        found.append(
-            Reference("ConfigMap", source.config_map.name, "spec.dataset.source", source.config_map.key)
-        )
+    for field, source in _sources(spec):
+        if source.persistent_volume_claim is not None:
+            found.append(_claim(source.persistent_volume_claim, field))
+        if source.config_map is not None:
+            found.append(Reference("ConfigMap", source.config_map.name, field, source.config_map.key))
     found.append(_claim(spec.output.persistent_volume_claim, "spec.output"))
     found += [
         Reference("Secret", secret.name, "spec.workers.imagePullSecrets")
@@ -74,6 +74,9 @@ def plan_finetune(
     default_image: str,
 ) -> FineTunePlan | Rejection:
     """Decide what attempt number `attempt` is; `missing` are those of `references` that are not there."""
+    job = train_job(owner, spec, attempt)
+    for conflict in job_conflicts(job):
+        return Rejection(Reason.INVALID_SPEC, conflict)
     rejection = reject_missing(owner.namespace, references(spec), missing)
     if rejection is not None:
         return rejection
@@ -87,7 +90,7 @@ def plan_finetune(
         attempt=attempt,
         restarts=restarts,
         image=image,
-        job=train_job(owner, spec, attempt),
+        job=job,
         grace_seconds=GRACE_SECONDS[spec.model.size],
         threads=_threads(spec),
     )
@@ -95,6 +98,7 @@ def plan_finetune(
 
 def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
     """The one file of the pods."""
+    held_out = spec.dataset.eval_source
     return TrainJob(
         name=owner.name,
         namespace=owner.namespace,
@@ -102,15 +106,21 @@ def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
         attempt=attempt,
         model=ModelLocation(size=spec.model.size, path=_path_of(spec.model.source.persistent_volume_claim)),
         dataset=DatasetLocation(
-            path=_dataset_path(spec),
+            path=_path_in(spec.dataset.source, DATASET_DIRECTORY),
             format=spec.dataset.format,
             max_invalid_fraction=spec.dataset.max_invalid_fraction,
+            eval_path=_path_in(held_out, EVALUATION_DIRECTORY) if held_out is not None else None,
+            eval_fraction=spec.dataset.eval_fraction,
         ),
         method=spec.method,
         training=spec.training,
         stage=stage(spec),
+        deepspeed=spec.deepspeed,
         checkpoint=spec.checkpoint,
+        evaluation=spec.evaluation,
         output=_path_of(spec.output.persistent_volume_claim),
+        merge_adapter=spec.output.merge_adapter,
+        tensorboard=spec.output.tensorboard,
         launch=Launch(
             nodes=spec.workers.replicas,
             processes_per_node=processes(spec),
@@ -120,10 +130,10 @@ def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
 
 
 def stage(spec: FineTuneSpec) -> Literal[0, 2, 3]:
-    """The ZeRO stage: the user's, else the published recipe's for the size."""
+    """The ZeRO stage: the user's, else the published recipe's for size and method."""
     if spec.deepspeed.stage is not None:
         return spec.deepspeed.stage
-    return zero_stage(spec.model.size)
+    return zero_stage(spec.model.size, method_name(spec.method) or "full")
 
 
 def processes(spec: FineTuneSpec) -> int:
@@ -135,20 +145,28 @@ def processes(spec: FineTuneSpec) -> int:
 
 
 def summary(spec: FineTuneSpec) -> str:
-    """The plan in a few words: `2 pods × 8 GPUs, ZeRO-3`."""
+    """The plan in a few words: `plan: 2 pods × 8 GPUs, ZeRO-3`."""
     workers = spec.workers
     unit = "GPU" if workers.gpus_per_worker is not None else "CPU process"
     per_pod = processes(spec)
     plural = ("es" if unit.endswith("s") else "s") if per_pod != 1 else ""
     pods = f"{workers.replicas} pod" + ("s" if workers.replicas != 1 else "")
-    return f"plan: {pods} × {per_pod} {unit}{plural}, ZeRO-{stage(spec)}"
+    zero = f"ZeRO-{stage(spec)}" if stage(spec) else "no ZeRO"
+    return f"plan: {pods} × {per_pod} {unit}{plural}, {zero}"
 
 
 def claims(spec: FineTuneSpec) -> tuple[str, ...]:
     """The distinct claims of the pods."""
-    data = spec.dataset.source.persistent_volume_claim
     named = [spec.model.source.persistent_volume_claim, spec.output.persistent_volume_claim]
-    return tuple(sorted({claim.claim_name for claim in [*named, *([data] if data is not None else [])]}))
+    named += [claim for _, source in _sources(spec) if (claim := source.persistent_volume_claim) is not None]
+    return tuple(sorted({claim.claim_name for claim in named}))
+
+
+def _sources(spec: FineTuneSpec) -> Iterator[tuple[str, DatasetSource]]:
+    """Where conversations are, with the field that says so."""
+    yield "spec.dataset.source", spec.dataset.source
+    if spec.dataset.eval_source is not None:
+        yield "spec.dataset.evalSource", spec.dataset.eval_source
 
 
 def _claim(place: ClaimPath, field: str) -> Reference:
@@ -159,10 +177,10 @@ def _path_of(place: ClaimPath) -> str:
     return str(CLAIMS_DIRECTORY / place.claim_name / place.path)
 
 
-def _dataset_path(spec: FineTuneSpec) -> str:
-    source = spec.dataset.source
+def _path_in(source: DatasetSource, config_maps: PurePosixPath) -> str:
+    """The file as the pod sees it; a ConfigMap is mounted at `config_maps`."""
     if source.config_map is not None:
-        return str(DATASET_DIRECTORY / source.config_map.key)
+        return str(config_maps / source.config_map.key)
     if source.persistent_volume_claim is None:
         raise ValueError("spec.dataset.source: name exactly one of persistentVolumeClaim and configMap")
     return _path_of(source.persistent_volume_claim)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from yuan2_core.conflicts import method_name
 from yuan2_core.contract import Progress
 from yuan2_operator.api.common import ModelReference
 from yuan2_operator.api.finetune import FineTunePhase, FineTuneSpec, FineTuneStatus
@@ -55,7 +56,7 @@ def compose(spec: FineTuneSpec, prior: FineTuneStatus, finding: Finding, now: da
         update={
             **fields,
             "observed_generation": finding.generation,
-            "method": next(iter(spec.method.model_fields_set), None),
+            "method": method_name(spec.method),
             "attempt": ledger.number or None,
             "restarts": ledger.restarts,
             "attempts": list(ledger.attempts),

@@ -10,12 +10,17 @@ import pytest
 import yaml
 from pydantic import Field
 
+from yuan2_core.conflicts import QLORA_STAGE_3
+from yuan2_core.contract import LoRA, Training
+from yuan2_core.presets import PRESETS, zero_stage
 from yuan2_operator.api import crd
 from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.api.schema import Spec, Status
 from yuan2_operator.api.service import ServiceSpec
 
 ROOT = Path(__file__).parents[3]
+FINETUNE = "Yuan2FineTune"
+RULES = "x-kubernetes-validations"
 DEFINITIONS = {kind.kind: crd.definition(kind) for kind in crd.KINDS}
 
 
@@ -62,6 +67,14 @@ def test_nothing_is_left_that_a_structural_schema_may_not_have(key):
     assert not [path for _, path, node in ALL_NODES if key in node]
 
 
+def test_the_rules_know_the_default_stage_of_every_size_and_method():
+    sentences = {rule["message"]: rule["rule"] for rule in schema(FINETUNE)["properties"]["spec"][RULES]}
+    large = [size for size in PRESETS if zero_stage(size) == 3]
+    assert large == ["51B", "102B"]
+    assert (zero_stage("2B"), zero_stage("custom"), zero_stage("102B", "qlora")) == (2, 2, 0)
+    assert f"has(self.method.qlora) ? 0 : self.model.size in {large} ? 3 : 2" in sentences[QLORA_STAGE_3]
+
+
 def test_every_node_has_one_type():
     untyped = [
         path
@@ -71,8 +84,9 @@ def test_every_node_has_one_type():
     assert untyped == []
 
 
-def test_no_part_of_the_schema_accepts_anything():
-    assert not [path for _, path, node in ALL_NODES if "x-kubernetes-preserve-unknown-fields" in node]
+def test_only_deepspeeds_own_configuration_accepts_anything():
+    free = [path for _, path, node in ALL_NODES if "x-kubernetes-preserve-unknown-fields" in node]
+    assert free == [".spec.deepspeed.overrides"]
     empty = [path for _, path, node in ALL_NODES if node.get("type") == "object" and set(node) == {"type"}]
     assert set(empty) == {".metadata"}
 
@@ -90,7 +104,7 @@ def test_every_field_that_a_user_writes_is_described():
 
 def test_every_rule_has_a_sentence():
     for _, path, node in ALL_NODES:
-        for rule in node.get("x-kubernetes-validations", ()):
+        for rule in node.get(RULES, ()):
             assert len(rule["message"].split()) >= 5, path
 
 
@@ -115,7 +129,7 @@ def test_lists_and_texts_are_bounded_so_that_rules_stay_cheap():
                     "source": {"persistentVolumeClaim": {"claimName": "m", "path": "base"}},
                 },
                 "dataset": {"source": {"configMap": {"name": "data", "key": "a.json"}}},
-                "method": {"full": {}},
+                "method": {"lora": {"r": 4}},
                 "workers": {"processesPerWorker": 1},
                 "output": {"persistentVolumeClaim": {"claimName": "m", "path": "out"}},
             },
@@ -203,6 +217,20 @@ class Outer(Status):
 def test_null_means_absent_and_bounds_are_flags():
     ratio = crd.structural_schema(Small)["properties"]["ratio"]
     assert ratio == {"description": "A number.", "type": "number", "minimum": 0, "exclusiveMinimum": True}
+
+
+def test_a_value_that_is_refused_for_a_reason_is_refused_by_a_rule():
+    precision = crd.structural_schema(Training)["properties"]["precision"]
+    [rule] = precision[RULES]
+    assert "enum" not in precision
+    assert rule["rule"] == "self in ['bf16', 'fp32']"
+    assert "fp16 cannot train Yuan 2.0: its weights are bf16" in rule["message"]
+
+
+def test_a_list_of_distinct_items_is_a_set():
+    modules = crd.structural_schema(LoRA)["properties"]["targetModules"]
+    assert (modules["x-kubernetes-list-type"], modules["maxItems"]) == ("set", 7)
+    assert "uniqueItems" not in modules
 
 
 def test_a_single_choice_is_an_enum_of_one():

@@ -54,10 +54,78 @@ def test_small_data_comes_from_a_config_map():
     assert mounts["dataset"]["readOnly"] is True
 
 
-@pytest.mark.parametrize(("size", "given", "stage"), [("2B", None, 2), ("51B", None, 3), ("102B", 2, 2)])
-def test_the_stage_is_the_users_or_the_recipes(size, given, stage):
-    spec = spec_of(model={"size": size}, deepspeed={"stage": given})
+def test_data_to_evaluate_on_is_mounted_like_the_data():
+    source = {"persistentVolumeClaim": {"claimName": "held-out", "path": "test.json"}}
+    spec = spec_of(dataset={"evalSource": source})
+    assert train_job(OWNER, spec, 1).dataset.eval_path == "/mnt/claims/held-out/test.json"
+    assert Reference("PersistentVolumeClaim", "held-out", "spec.dataset.evalSource") in references(spec)
+    mounts = {mount["mountPath"]: mount for mount in pod_of(spec)["containers"][0]["volumeMounts"]}
+    assert mounts["/mnt/claims/held-out"]["readOnly"] is True
+
+
+def test_one_config_map_may_hold_both():
+    source, held_out = ({"configMap": {"name": "talk", "key": key}} for key in ("a.json", "b.json"))
+    data = {"source": {"persistentVolumeClaim": None, **source}, "evalSource": held_out}
+    spec = spec_of(dataset=data)
+    job = train_job(OWNER, spec, 1)
+    assert (job.dataset.path, job.dataset.eval_path) == ("/mnt/dataset/a.json", "/mnt/evaluation/b.json")
+    assert Reference("ConfigMap", "talk", "spec.dataset.evalSource", "b.json") in references(spec)
+    pod = pod_of(spec)
+    configs = [
+        volume["name"] for volume in pod["volumes"] if volume.get("configMap", {}).get("name") == "talk"
+    ]
+    mounts = [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
+    assert configs == ["dataset", "evaluation"]
+    assert {"/mnt/dataset", "/mnt/evaluation"} <= set(mounts)
+
+
+@pytest.mark.parametrize(
+    ("size", "method", "given", "stage"),
+    [
+        ("2B", "full", None, 2),
+        ("51B", "lora", None, 3),
+        ("51B", "qlora", None, 0),
+        ("102B", "full", 2, 2),
+    ],
+)
+def test_the_stage_is_the_users_or_the_recipes(size, method, given, stage):
+    spec = spec_of(model={"size": size}, method={"full": None, method: {}}, deepspeed={"stage": given})
     assert train_job(OWNER, spec, 1).stage == stage
+
+
+def test_everything_that_shapes_a_run_reaches_the_trainer():
+    spec = spec_of(
+        method={"full": None, "lora": {"r": 4, "rsLora": True, "targetModules": ["down_proj"]}},
+        dataset={"evalFraction": 0.1},
+        deepspeed={"offload": "optimizer", "overrides": {"steps_per_print": 5}, "flopsProfiler": True},
+        evaluation={"everySteps": 50, "earlyStoppingPatience": 3, "sampleAnswers": 0},
+        output={"mergeAdapter": True, "tensorboard": True},
+    )
+    job = train_job(OWNER, spec, 1)
+    assert job.method.lora is not None
+    assert (job.method.lora.r, job.method.lora.target_modules) == (4, ("down_proj",))
+    assert (job.deepspeed, job.evaluation) == (spec.deepspeed, spec.evaluation)
+    assert (job.dataset.eval_fraction, job.merge_adapter, job.tensorboard) == (0.1, True, True)
+    assert TrainJob.model_validate_json(job.to_json()) == job
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"deepspeed": {"overrides": {"zero_optimization": {"stage": 1}}}},
+            "deepspeed.overrides: zero_optimization.stage is decided by deepspeed.stage; set that instead",
+        ),
+        ({"deepspeed": {"overrides": {"curriculum_learning": True}}}, "curriculum_learning has no effect"),
+        ({"method": {"lora": {}}}, "method: set exactly one of full, lora and qlora"),
+        ({"deepspeed": {"offload": "parameters"}}, "set deepspeed.stage to 3, or offload to optimizer"),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused_before_a_pod_starts(changes, words):
+    refused = decide(spec_of(**changes))
+    assert isinstance(refused, Rejection)
+    assert refused.reason == Reason.INVALID_SPEC
+    assert words in refused.message
 
 
 @pytest.mark.parametrize(
