@@ -16,7 +16,6 @@ ONE_METHOD = rules(
 TRAINING = rules(
     ("!(has(self.epochs) && has(self.maxSteps))", conflicts.ONE_LENGTH),
     ("!(has(self.warmupRatio) && has(self.warmupSteps))", conflicts.ONE_WARMUP),
-    ("self.gradientCheckpointing || self.gradientCheckpointingEvery == 1", conflicts.NOT_CHECKPOINTED),
 )
 DATASET = rules(("!(has(self.evalSource) && self.evalFraction > 0.0)", conflicts.ONE_HELD_OUT))
 
@@ -73,12 +72,17 @@ SPEC = rules(
     ("!(has(self.method.full) && self.output.mergeAdapter)", conflicts.NO_ADAPTER),
     (f"!(has(self.method.qlora) && {_STAGE} == 3)", conflicts.QLORA_STAGE_3),
     ("!has(self.method.qlora) || self.training.precision == 'bf16'", conflicts.QLORA_PRECISION),
+    (
+        "self.training.gradientCheckpointing || self.training.gradientCheckpointingEvery == 1",
+        conflicts.NOT_CHECKPOINTED,
+    ),
     (f"!(({_DORA}) && {_STAGE} == 3)", conflicts.DORA_STAGE_3),
     (f"self.deepspeed.offload != 'parameters' || {_STAGE} == 3", conflicts.OFFLOAD_PARAMETERS),
     (f"self.deepspeed.offload != 'optimizer' || {_STAGE} >= 2", conflicts.OFFLOAD_OPTIMIZER),
     (f"!{_JUDGED} || {_HELD_OUT}", conflicts.NOTHING_HELD_OUT),
 )
-"""Between sections; every field that they read has a default or is asked for with `has`."""
+"""Every field that they read has a default or is asked for with `has`. Rules that need defaults stand here: a
+section that may be left out is `{}` when the CRD itself is checked, with no defaults in it yet."""
 
 _NO_RUN = "(!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1)"
 _PAUSED = "self.spec.runPolicy.suspend"

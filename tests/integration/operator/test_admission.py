@@ -85,6 +85,19 @@ FULL_FINETUNE_SPEC: dict[str, Any] = {
         },
         "format": "fastchat",
         "maxInvalidFraction": 0.01,
+        "evalFraction": 0,
+        "evalSource": {"configMap": {"name": "data", "key": "held-out.json"}},
+    },
+    "method": {
+        "full": None,
+        "lora": {
+            "r": 16,
+            "alpha": 32,
+            "dropout": 0.1,
+            "targetModules": ["o_proj", "down_proj"],
+            "rsLora": True,
+            "dora": False,
+        },
     },
     "training": {
         "loss": "efficient",
@@ -97,12 +110,22 @@ FULL_FINETUNE_SPEC: dict[str, Any] = {
         "maxGradNorm": 0,
         "warmupRatio": 0,
         "schedule": "linear",
-        "gradientCheckpointing": False,
+        "packing": False,
+        "gradientCheckpointing": True,
+        "gradientCheckpointingEvery": 2,
+        "tf32": False,
         "precision": "fp32",
         "seed": 0,
     },
-    "deepspeed": {"stage": 3},
+    "deepspeed": {
+        "stage": 3,
+        "offload": "parameters",
+        "overrides": {"zero_optimization": {"sub_group_size": 1e8, "offload_param": {"buffer_count": 3}}},
+        "flopsProfiler": True,
+    },
     "checkpoint": {"everySteps": 10, "keep": 1},
+    "evaluation": {"everySteps": 5, "earlyStoppingPatience": 3, "sampleAnswers": 0},
+    "output": {"mergeAdapter": True, "tensorboard": True},
     "workers": {
         "replicas": 2,
         "gpusPerWorker": None,
@@ -243,7 +266,44 @@ def test_a_quantity_may_be_a_number_or_a_text(api, quantity):
     assert dry_run(api, FINETUNE, {"workers": {"sharedMemory": quantity}})["spec"]["workers"]["sharedMemory"]
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"method": {"full": None, "lora": None, "qlora": {}}, "model": {"size": "102B"}},
+        {"method": {"full": None, "lora": {}}, "model": {"size": "51B"}},
+        {"model": {"size": "51B"}, "deepspeed": {"offload": "parameters"}},
+        {"model": {"size": "51B"}, "deepspeed": {"offload": "optimizer"}},
+        {
+            "method": {"full": None, "qlora": {"dora": True}},
+            "deepspeed": {"stage": 2, "offload": "optimizer"},
+        },
+        {"training": {"warmupSteps": 0}},
+        {"training": {"gradientCheckpointing": False}},
+        {"dataset": {"evalFraction": 0.05}, "evaluation": {"earlyStoppingPatience": 2}},
+    ],
+    ids=str,
+)
+def test_what_defaults_fill_in_is_never_refused(api, spec):
+    kept = dry_run(api, FINETUNE, spec)["spec"]
+    assert dry_run(api, {**FINETUNE, "spec": kept}, {})["spec"] == kept
+
+
+def test_an_adapter_gets_the_published_defaults(api):
+    kept = dry_run(api, FINETUNE, {"method": {"full": None, "lora": {}}})["spec"]["method"]
+    defaults = {"r": 8, "alpha": 16, "dropout": 0.05, "targetModules": ["q_proj", "v_proj"]}
+    assert kept == {"lora": {**defaults, "rsLora": False, "dora": False}}
+
+
 # --- what is refused ---------------------------------------------------------------------------------------
+
+QLORA: dict[str, Any] = {"method": {"full": None, "qlora": {}}}
+HELD_OUT: dict[str, Any] = {"configMap": {"name": "data", "key": "held-out.json"}}
+
+
+def lora(**fields: Any) -> dict[str, Any]:
+    """The method with an adapter."""
+    return {"method": {"full": None, "lora": fields}}
+
 
 DATA_PATH = {"source": {"persistentVolumeClaim": {"path": None}}}
 BAD_FINETUNES = {
@@ -286,7 +346,75 @@ BAD_FINETUNES = {
     "unknown field": ({"optimiser": "adam"}, 'unknown field "spec.optimiser"'),
     "unknown nested field": ({"training": {"lr": 1}}, 'unknown field "spec.training.lr"'),
     "unknown method": ({"method": {"full": None, "prefix": {}}}, 'unknown field "spec.method.prefix"'),
-    "no method": ({"method": {"full": None}}, "method: name exactly one method"),
+    "no method": ({"method": {"full": None}}, "method: set exactly one of full, lora and qlora"),
+    "two methods": ({"method": {"lora": {}}}, "method: set exactly one of full, lora and qlora"),
+    "unknown layer": (lora(targetModules=["wq"]), 'supported values: "q_proj", "k_proj"'),
+    "a layer twice": (lora(targetModules=["q_proj", "q_proj"]), 'Duplicate value: "q_proj"'),
+    "no layer": (lora(targetModules=[]), "should have at least 1 items"),
+    "rank": (lora(r=0), "should be greater than or equal to 1"),
+    "dropout": (lora(dropout=1), "should be less than 1"),
+    "dora with stage 3": (
+        {**lora(dora=True), "deepspeed": {"stage": 3}},
+        "dora needs the norms of whole weights, which ZeRO-3 has cut into pieces",
+    ),
+    "dora with the stage of 51B": (
+        {**lora(dora=True), "model": {"size": "51B"}},
+        "set deepspeed.stage to 2, or dora to false",
+    ),
+    "qlora with stage 3": (
+        {**QLORA, "deepspeed": {"stage": 3}},
+        "ZeRO-3 cannot cut 4-bit weights into pieces; set deepspeed.stage to 2",
+    ),
+    "qlora in fp32": (
+        {**QLORA, "training": {"precision": "fp32"}},
+        "method.qlora computes in bf16; set training.precision to bf16",
+    ),
+    "nothing to merge": (
+        {"output": {"mergeAdapter": True}},
+        "output.mergeAdapter: method.full trains no adapter",
+    ),
+    "fp16": (
+        {"training": {"precision": "fp16"}},
+        "write one of bf16, fp32: fp16 cannot train Yuan 2.0: its weights are bf16, whose range fp16 does not",
+    ),
+    "ratio and steps of the warm-up": (
+        {"training": {"warmupRatio": 0.1, "warmupSteps": 5}},
+        "training: warmupRatio and warmupSteps exclude each other; leave one out",
+    ),
+    "checkpointing of no layer": (
+        {"training": {"gradientCheckpointing": False, "gradientCheckpointingEvery": 2}},
+        "gradientCheckpointing is false, no layer is computed again",
+    ),
+    "offload of parameters without stage 3": (
+        {"deepspeed": {"offload": "parameters"}},
+        "only with ZeRO-3, which 51B and 102B have by default; set deepspeed.stage to 3",
+    ),
+    "offload without stage": (
+        {"deepspeed": {"offload": "optimizer", "stage": 0}},
+        "without ZeRO there is no optimizer state to offload",
+    ),
+    "offload with the stage of qlora": (
+        {**QLORA, "deepspeed": {"offload": "optimizer"}},
+        "without ZeRO there is no optimizer state to offload; set deepspeed.stage to 2",
+    ),
+    "wrong type: overrides": ({"deepspeed": {"overrides": "ds.json"}}, "must be of type object"),
+    "two kinds of held-out data": (
+        {"dataset": {"evalFraction": 0.1, "evalSource": HELD_OUT}},
+        "dataset: evalFraction and evalSource exclude each other; leave one out",
+    ),
+    "two sources of held-out data": (
+        {"dataset": {"evalSource": {**HELD_OUT, "persistentVolumeClaim": {"claimName": "a", "path": "b"}}}},
+        "dataset.evalSource: name exactly one of persistentVolumeClaim and configMap",
+    ),
+    "everything held out": ({"dataset": {"evalFraction": 1}}, "should be less than 1"),
+    "early stopping by nothing": (
+        {"evaluation": {"earlyStoppingPatience": 3}},
+        "data that is held out of training; set dataset.evalFraction or dataset.evalSource",
+    ),
+    "evaluation on nothing": (
+        {"evaluation": {"everySteps": 10}},
+        "data that is held out of training; set dataset.evalFraction or dataset.evalSource",
+    ),
     "no data": ({"dataset": None}, "spec.dataset: Required value"),
     "no path": ({"dataset": DATA_PATH}, "path: Required value"),
     "two sources of data": (
@@ -411,6 +539,7 @@ CHANGES = {
     "model": {"model": {"size": "51B"}},
     "dataset": {"dataset": {"format": "alpaca"}},
     "training": {"training": {"learningRate": 1e-4}},
+    "method": {"method": {"full": None, "lora": {}}},
     "deepspeed": {"deepspeed": {"stage": 3}},
     "output": {"output": {"persistentVolumeClaim": {"path": "elsewhere"}}},
 }
@@ -422,6 +551,11 @@ def test_what_checkpoints_depend_on_is_fixed_once_training_has_begun(api, starte
         change(api, started, {**spec, "runPolicy": {"suspend": True}})
 
 
+def test_overrides_are_fixed_with_the_rest(api, started):
+    with pytest.raises(ClusterError, match="spec.deepspeed cannot change once training has begun"):
+        change(api, started, {"deepspeed": {"overrides": {"zero_optimization": {"overlap_comm": True}}}})
+
+
 @pytest.mark.parametrize("size", [{"replicas": 2}, {"gpusPerWorker": None, "processesPerWorker": 8}])
 def test_the_number_of_ranks_is_fixed_once_training_has_begun(api, started, size):
     with pytest.raises(ClusterError, match="cannot change once training has begun: ZeRO checkpoints"):
@@ -430,8 +564,12 @@ def test_the_number_of_ranks_is_fixed_once_training_has_begun(api, started, size
 
 @pytest.mark.parametrize(
     ("section", "spec"),
-    [("workers", {"image": "other"}), ("checkpoint", {"everySteps": 7})],
-    ids=["workers", "checkpoint"],
+    [
+        ("workers", {"image": "other"}),
+        ("checkpoint", {"everySteps": 7}),
+        ("evaluation", {"sampleAnswers": 7}),
+    ],
+    ids=["workers", "checkpoint", "evaluation"],
 )
 def test_pods_may_change_only_while_there_are_none(api, started, section, spec):
     with pytest.raises(ClusterError, match=f"spec.{section} can change only while spec.runPolicy.suspend"):
