@@ -152,12 +152,12 @@ def run_pod(job: TrainJob, directory: Path, environment: dict[str, str] | None =
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`."""
+    """The lines of `metrics.jsonl`: one a step, and one an evaluation."""
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(output: Path) -> list[float]:
     """Loss by step, after checking that no step is missing or double."""
-    rows = metrics(output)
+    rows = [row for row in metrics(output) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     return [row["loss"] for row in rows]

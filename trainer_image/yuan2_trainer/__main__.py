@@ -15,14 +15,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; returns the exit code of the contract."""
     parser = argparse.ArgumentParser(prog="yuan2_trainer", description=__doc__)
     parser.add_argument(
-        "--job", type=Path, default=Path(JOB_FILE), help="the TrainJob to run (default %(default)s)"
+        "--job",
+        type=Path,
+        default=Path(JOB_FILE),
+        help="the TrainJob to run, or the job.json of a run's output (default %(default)s)",
     )
     parser.add_argument(
         "--termination-log", type=Path, default=Path(TERMINATION_LOG), help="where to leave the last word"
     )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="write there, not where the job says: to run again the job.json of an output",
+    )
     options = parser.parse_args(arguments)
     configure_logging("launcher")
-    return run(options.job, options.termination_log)
+    return run(options.job, options.termination_log, options.output)
 
 
 if __name__ == "__main__":

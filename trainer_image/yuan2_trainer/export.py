@@ -1,13 +1,9 @@
-"""What a finished run leaves behind: `<output>/model` in the published layout, `<output>/adapter` in PEFT's,
-and `<output>/job.json`."""
+"""What a finished run exports: `<output>/model` in the published layout, `<output>/adapter` in PEFT's."""
 
 from __future__ import annotations
 
-import json
-import platform
 import shutil
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +19,11 @@ from yuan2_trainer.adapters import is_adapter, merged_weights, save_adapter
 from yuan2_trainer.checkpoint import sync_directory
 from yuan2_trainer.partitioned import gathered
 from yuan2_trainer.quantised import dequantised
-from yuan2_trainer.workspace import read_text, replace
 
 MODEL_DIRECTORY = "model"
 ADAPTER_DIRECTORY = "adapter"
 _MARKS = {MODEL_DIRECTORY: "config.json", ADAPTER_DIRECTORY: ADAPTER_CONFIG}
 """A file that each directory has once it is complete."""
-JOB_RECORD = "job.json"
-_PACKAGES = (
-    "torch",
-    "deepspeed",
-    "transformers",
-    "numpy",
-    "safetensors",
-    "sentencepiece",
-    "peft",
-    "bitsandbytes",
-)
 
 
 def export_model(engine: Any, job: TrainJob) -> str:
@@ -64,6 +48,11 @@ def export_directories(job: TrainJob) -> list[str]:
     if job.method.full is not None:
         return [MODEL_DIRECTORY]
     return [ADAPTER_DIRECTORY, MODEL_DIRECTORY] if job.merge_adapter else [ADAPTER_DIRECTORY]
+
+
+def is_exported(job: TrainJob) -> bool:
+    """Whether all of it is there."""
+    return all((Path(job.output) / name / _MARKS[name]).is_file() for name in export_directories(job))
 
 
 def _write_model(job: TrainJob, state: dict[str, Tensor], engine: Any) -> None:
@@ -124,44 +113,3 @@ def put_in_place(partial: Path, final: Path) -> None:
     partial.rename(final)
     sync_directory(final.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def write_record(job: TrainJob, identity: dict[str, Any], step: int, complete: bool) -> None:
-    """`job.json`: the job as run, the versions it ran with, and how far it came."""
-    record = {
-        "job": json.loads(job.to_json()),
-        "identity": identity,
-        "step": step,
-        "complete": complete,
-        "versions": {
-            "python": platform.python_version(),
-            **_versions(),
-        },
-    }
-    replace(Path(job.output) / JOB_RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    return {name: version for name in _PACKAGES if (version := _version(name)) is not None}
-
-
-def _version(package: str) -> str | None:
-    """`None` for a package that this image does without."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def completed_step(job: TrainJob, identity: dict[str, Any]) -> int | None:
-    """The last step of this very run when it is complete and what it exports is there, else `None`."""
-    output = Path(job.output)
-    text = read_text(output / JOB_RECORD)
-    if text is None or not all((output / name / _MARKS[name]).is_file() for name in export_directories(job)):
-        return None
-    try:
-        record = json.loads(text)
-        done = record["complete"] is True and record["identity"] == identity
-        return int(record["step"]) if done else None
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -50,17 +50,22 @@ class StopRequestedError(Exception):
 
 
 def load_job(path: Path) -> TrainJob:
-    """Read and check a job.
+    """Read and check a job, or the job of a run from the record that it left in its output.
 
     Raises:
         JobError: the file cannot be read, or a field in it is wrong.
     """
     try:
-        return TrainJob.model_validate_json(path.read_bytes())
+        document = json.loads(path.read_bytes())
+        if isinstance(document, dict) and isinstance(document.get("job"), dict):
+            document = document["job"]
+        return TrainJob.model_validate(document)
     except OSError as error:
         raise JobError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         raise JobError(f"{path}: {describe_validation(error)}") from error
+    except ValueError as error:
+        raise JobError(f"{path} is not JSON: {error}") from error
 
 
 def node_rank(environment: Mapping[str, str]) -> int:
@@ -231,13 +236,16 @@ class Launcher:
         )
 
 
-def run(job_path: Path, termination_log: Path) -> int:
-    """Run one attempt; returns the pod's exit code."""
+def run(job_path: Path, termination_log: Path, output: Path | None = None) -> int:
+    """Run one attempt, into another directory than the job's if `output` is one; returns the pod's exit
+    code."""
     started_at = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="yuan2-"))
     progress: Progress | None = None
     try:
         job = load_job(job_path)
+        if output is not None:
+            job = job.model_copy(update={"output": str(output)})
         environment = dict(os.environ)
         launcher = Launcher(job, Workspace(root), node_rank(environment), environment, started_at)
         outcome, progress = launcher.run()

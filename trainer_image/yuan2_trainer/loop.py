@@ -14,9 +14,10 @@ import torch.distributed as dist
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.checkpoint import Checkpoints
 from yuan2_trainer.data.order import Course, Indices, Position, epoch_order
-from yuan2_trainer.metrics import MetricsLog
+from yuan2_trainer.mfu import Meter
 from yuan2_trainer.outcome import JobError, PreemptedError
 from yuan2_trainer.progress import StepReport, Tracker
+from yuan2_trainer.recording import Recording
 from yuan2_trainer.schedule import rate_factor, warmup_of
 from yuan2_trainer.step import Stepper, StepResult
 from yuan2_trainer.workspace import Workspace
@@ -39,9 +40,10 @@ class Loop:
     identity: dict[str, Any]
     total_steps: int
     last_checkpoint: int | None
+    meter: Meter
     tracker: Tracker | None = None
     """Of one rank a node: its launcher wants to know."""
-    metrics: MetricsLog | None = None
+    recording: Recording | None = None
     """Of rank 0."""
     _orders: dict[int, Indices] = field(default_factory=dict)
     _not_finite: int = 0
@@ -97,10 +99,13 @@ class Loop:
         if step is not None and step != self.last_checkpoint:
             self.last_checkpoint = step
             self._tell(last_checkpoint_step=step)
+            if self.recording is not None:
+                self.recording.after_checkpoint()
 
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:
-            self._orders = {epoch: epoch_order(self.course.samples, self.job.training.seed, epoch)}
+            conversations = self.stepper.store.conversations
+            self._orders = {epoch: epoch_order(conversations, self.job.training.seed, epoch)}
         return self._orders[epoch]
 
     def _watch_loss(self, position: Position, result: StepResult) -> None:
@@ -129,11 +134,13 @@ class Loop:
             tokens=result.tokens,
             labelled_tokens=result.labelled_tokens,
             seconds=seconds,
+            mfu=self.meter.mfu(result.tokens, result.attention_pairs, result.labelled_tokens, seconds),
+            memory_bytes=result.memory_bytes,
         )
         self.tracker.after_step(report, time.monotonic())
-        if self.metrics is None:
+        if self.recording is None:
             return
-        self.metrics.append(report)
+        self.recording.after_step(report)
         _LOG.info(
             "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s",
             report.step,

@@ -1,33 +1,40 @@
-"""`metrics.jsonl`: a line an optimizer step."""
+"""`metrics.jsonl`: a line an optimizer step, and one an evaluation."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from yuan2_trainer.progress import StepReport
+from pydantic.alias_generators import to_camel
+
+from yuan2_trainer.progress import EvaluationReport, StepReport
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends step reports; a resumed run first drops the lines of steps that it will do again."""
+    """Appends reports; a resumed run first drops the lines of steps that it will do again."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
-        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if _step(line) <= resumed_step] if resumed_step else []
+        kept = [json.dumps(row) for row in read_metrics(path) if row["step"] <= resumed_step]
         beside = path.with_name(path.name + ".new")
-        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        beside.write_text("".join(f"{line}\n" for line in kept if resumed_step), encoding="utf-8")
         beside.replace(path)
         self._stream = path.open("a", encoding="utf-8", buffering=1)
 
-    def append(self, report: StepReport) -> None:
-        """Write a line; a number that is not finite becomes null, as JSON has none."""
-        seconds = report.seconds
-        row = asdict(report) | {"tokens_per_second": report.tokens / seconds if seconds else None}
-        self._stream.write(json.dumps({name: _finite(value) for name, value in row.items()}) + "\n")
+    def append(self, report: StepReport | EvaluationReport) -> None:
+        """Write a line; what is not known, or no finite number, is null."""
+        row: dict[str, Any] = asdict(report)
+        if isinstance(report, StepReport):
+            row["tokens_per_second"] = report.tokens_per_second
+        line = {to_camel(name): _finite(value) for name, value in row.items()}
+        self._stream.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Sync the file: what a finished run leaves behind."""
@@ -35,15 +42,18 @@ class MetricsLog:
         self._stream.close()
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a crash
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log in order, without one that a crash cut short; nothing where there is no log."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            try:
+                row = json.loads(line)
+                row["step"] = int(row["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            yield row
 
 
 def _finite(value: float | None) -> float | None:

@@ -39,6 +39,25 @@ class StepReport:
     """Tokens of the global batch, padding not counted."""
     labelled_tokens: int
     seconds: float
+    mfu: float | None = None
+    memory_bytes: int | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.seconds else None
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """The numbers of one evaluation."""
+
+    step: int
+    """Optimizer steps done before it."""
+    epoch: float
+    eval_loss: float
+    """Mean loss over the labelled tokens of the held-out data."""
+    perplexity: float
+    """Its exponential."""
 
 
 @dataclass
@@ -47,16 +66,17 @@ class Tracker:
 
     workspace: Workspace
     snapshot: Snapshot = field(default_factory=Snapshot)
-    _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    _recent: deque[StepReport] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     def update(self, **changes: object) -> None:
         self.snapshot = self.snapshot.model_copy(update=changes)
         replace(self.workspace.progress, self.snapshot.model_dump_json())
 
     def after_step(self, report: StepReport, now: float) -> None:
-        self._recent.append((report.tokens, report.seconds))
-        seconds = sum(item[1] for item in self._recent)
-        tokens = sum(item[0] for item in self._recent)
+        self._recent.append(report)
+        seconds = sum(item.seconds for item in self._recent)
+        tokens = sum(item.tokens for item in self._recent)
+        used = sum((item.mfu or 0.0) * item.seconds for item in self._recent)
         self.update(
             state="training",
             step=report.step,
@@ -65,6 +85,8 @@ class Tracker:
             learning_rate=report.learning_rate,
             grad_norm=report.grad_norm,
             tokens_per_second=tokens / seconds if seconds else None,
+            mfu=used / seconds if seconds and report.mfu is not None else None,
+            memory_bytes=report.memory_bytes,
             step_seconds=seconds / len(self._recent),
             last_step_at=now,
             seconds_in_steps=self.snapshot.seconds_in_steps + report.seconds,

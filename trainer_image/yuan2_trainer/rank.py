@@ -62,24 +62,29 @@ def train(workspace: Workspace) -> str:
 
     import torch.distributed as dist
 
-    from yuan2_trainer.export import completed_step, export_model, write_record
+    from yuan2_trainer.export import export_model
     from yuan2_trainer.identity import run_identity
+    from yuan2_trainer.record import completed_step, make_record, write_record
 
     identity = run_identity(job, prepared.fingerprint)
     done = completed_step(job, identity)
     if done is not None:
         return f"{job.output} holds the result of this very run already: {done} steps"
     loop, position = build_loop(job, workspace, prepared, identity)
-    if dist.get_rank() == 0:
-        write_record(job, identity, position.step, complete=False)
-    position = loop.run(position)
-    if loop.metrics is not None:
-        loop.metrics.close()
+    record = make_record(job, identity, prepared)
+    if loop.recording is not None:
+        write_record(job, record, position.step, complete=False)
+    try:
+        position = loop.run(position)
+    finally:
+        if loop.recording is not None:
+            loop.recording.close()
     if loop.tracker is not None:
         loop.tracker.update(state="exporting")
     exported = export_model(loop.stepper.engine, job)
-    if dist.get_rank() == 0:
-        write_record(job, identity, position.step, complete=True)
+    if loop.recording is not None:
+        loop.recording.draw()
+        write_record(job, record, position.step, complete=True)
     if loop.tracker is not None:
         loop.tracker.update(state="complete")
     dist.barrier()
@@ -141,12 +146,14 @@ def build_loop(
     import torch
     import torch.distributed as dist
 
+    from yuan2_model.dimensions import read_dimensions
     from yuan2_trainer.checkpoint import Checkpoints
     from yuan2_trainer.data.order import Course, Position
     from yuan2_trainer.data.store import SampleStore
     from yuan2_trainer.loading import load_engine
     from yuan2_trainer.loop import Loop, world_batch
-    from yuan2_trainer.metrics import MetricsLog
+    from yuan2_trainer.mfu import Meter
+    from yuan2_trainer.recording import Recording
     from yuan2_trainer.step import Stepper
 
     output = Path(job.output)
@@ -171,9 +178,10 @@ def build_loop(
         packing=job.training.packing,
     )
     last_checkpoint = None if found is None else position.step
-    loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, last_checkpoint)
+    meter = Meter.of(job, read_dimensions(engine.module.config.to_dict()))
+    loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, last_checkpoint, meter)
     if dist.get_rank() == 0:
-        loop.metrics = MetricsLog(output / "metrics.jsonl", position.step)
+        loop.recording = Recording(job, position.step)
     if os.environ["LOCAL_RANK"] == "0":
         loop.tracker = _tracker(workspace, prepared, position, total, found is not None)
     if found is not None:

@@ -15,6 +15,7 @@ from yuan2_trainer.data.order import Indices, share_of_rank
 from yuan2_trainer.data.packing import Row, cut_batch
 from yuan2_trainer.data.store import SampleStore
 from yuan2_trainer.fragments import inner_optimizer
+from yuan2_trainer.mfu import memory_bytes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class StepResult:
     """Some rank was asked to end."""
     tokens: int
     labelled_tokens: int
+    attention_pairs: int
+    """(query, key) pairs that attention looks at in a layer."""
+    memory_bytes: int
+    """Highest memory of a rank so far."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,18 @@ class Stepper:
             group["lr"] = learning_rate
         own_norm = self._clip_without_zero()
         self.engine.step()
-        loss, stops = self._agree(local_loss, stop)
+        loss, stops, memory = self._agree(local_loss, stop)
         norm = float(self.engine.get_global_grad_norm() if own_norm is None else own_norm)
-        tokens = int(self.store.lengths[batch].sum())
-        return StepResult(loss / max(1, labelled), norm, stops > 0, tokens, labelled)
+        lengths = self.store.lengths[batch].astype(np.int64)
+        return StepResult(
+            loss=loss / max(1, labelled),
+            grad_norm=norm,
+            stop=stops > 0,
+            tokens=int(lengths.sum()),
+            labelled_tokens=labelled,
+            attention_pairs=int((lengths * (lengths + 1) // 2).sum()),
+            memory_bytes=int(memory),
+        )
 
     def _accumulate(self, batch: Indices, labelled: int) -> Tensor:
         """Forward and backward of this rank's share; returns its sum of losses."""
@@ -83,7 +96,7 @@ class Stepper:
         """The global batch as micro batches of all ranks."""
         return cut_batch(
             batch,
-            self.store.lengths,
+            self.store,
             self.micro_batch_size,
             self.max_length,
             dist.get_world_size(),
@@ -92,18 +105,21 @@ class Stepper:
 
     def _loss_sum(self, rows: list[Row]) -> Tensor:
         micro = collate(self.store, rows, self.pad_id, self.max_length)
-        documents = None if micro.document_ids is None else self._tensor(micro.document_ids)
         output = self.engine(
             input_ids=self._tensor(micro.input_ids),
             attention_mask=self._tensor(micro.attention_mask),
             labels=self._tensor(micro.labels),
-            document_ids=documents,
+            document_ids=self._optional(micro.document_ids),
+            previous_ids=self._optional(micro.previous_ids),
             use_cache=False,
             return_logits=False,
             loss_reduction="sum",
         )
         loss: Tensor = output.loss
         return loss
+
+    def _optional(self, values: np.ndarray | None) -> Tensor | None:
+        return None if values is None else self._tensor(values)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
@@ -116,8 +132,11 @@ class Stepper:
         parameters = [item for item in self.engine.module.parameters() if item.requires_grad]
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
-    def _agree(self, local_loss: Tensor, stop: bool) -> tuple[float, float]:
-        numbers = torch.stack((local_loss, torch.full_like(local_loss, float(stop))))
+    def _agree(self, local_loss: Tensor, stop: bool) -> tuple[float, float, float]:
+        """Sums over ranks, and the highest memory: each rank adds its own in a place of its own."""
+        numbers = local_loss.new_zeros(2 + dist.get_world_size())
+        numbers[0], numbers[1] = local_loss, float(stop)
+        numbers[2 + dist.get_rank()] = memory_bytes(self.device)
         dist.all_reduce(numbers)
-        loss, stops = numbers.tolist()
-        return loss, stops
+        loss, stops, *memory = numbers.tolist()
+        return loss, stops, max(memory)

@@ -31,7 +31,7 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_its_samples_alone(
         micro, accumulation = max(1, micro // 2), accumulation if micro > 1 else accumulation // 2
     packed = trained(micro_batch_size=micro, gradient_accumulation_steps=accumulation, processes=processes)
     assert losses(packed) == pytest.approx(losses(alone), abs=TOLERANCE)
-    norms = [[row["grad_norm"] for row in metrics(output)] for output in (packed, alone)]
+    norms = [[row["gradNorm"] for row in metrics(output)] for output in (packed, alone)]
     assert norms[0] == pytest.approx(norms[1], abs=TOLERANCE, rel=TOLERANCE)
     expected = load_file(next((alone / "model").glob("*.safetensors")))
     for name, tensor in load_file(next((packed / "model").glob("*.safetensors"))).items():

@@ -12,9 +12,10 @@ from tests.support.training import make_job
 from yuan2_core.contract import DeepSpeed, Launch, LoRA, Training, TrainJob
 from yuan2_model.dimensions import Dimensions
 from yuan2_trainer.deepspeed import engine_config, merged
-from yuan2_trainer.export import completed_step, export_directories
+from yuan2_trainer.export import export_directories
 from yuan2_trainer.methods import check_method, missing_package, trainable_parameters
 from yuan2_trainer.outcome import JobError
+from yuan2_trainer.record import completed_step
 from yuan2_trainer.schedule import warmup_of
 
 QLORA = {"qlora": {}}

@@ -134,7 +134,7 @@ def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path: Path) -> No
     assert steps_in(path) == [1, 2, 3]
     last = json.loads(path.read_text().splitlines()[-1])
     assert last["loss"] is None
-    assert last["tokens_per_second"] == 50.0
+    assert last["tokensPerSecond"] == 50.0
 
 
 def test_a_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
