@@ -58,12 +58,19 @@ class Condition(Status):
     """When `status` last changed."""
 
 
-class ModelReference(Status):
-    """A model directory that is complete and can be served."""
+class ModelPlace(Status):
+    """A directory in a claim."""
 
     claim_name: str
     """Name of the PersistentVolumeClaim."""
     path: str
     """Directory in it, with config.json, weights and tokenizer."""
+
+
+class ModelReference(ModelPlace):
+    """A model directory that is complete and can be served."""
+
+    adapter: ModelPlace | None = None
+    """An adapter in PEFT's layout that belongs to the model: what LoRA and QLoRA have trained beside it."""
     fingerprint: str = ""
     """Changes whenever another run wrote the directory; pods that serve it are replaced then."""

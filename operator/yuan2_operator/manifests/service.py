@@ -28,7 +28,14 @@ from yuan2_operator.manifests.common import (
     stamped,
 )
 from yuan2_operator.plan.owner import Owner, selector_labels
-from yuan2_operator.plan.service import ServicePlan, component_name, components, config_name, revision
+from yuan2_operator.plan.service import (
+    ServicePlan,
+    claims,
+    component_name,
+    components,
+    config_name,
+    revision,
+)
 
 KEYS_VOLUME = "keys"
 HEARTBEAT_SECONDS = 5
@@ -133,7 +140,7 @@ def controller(plan: ServicePlan) -> Manifest:
 def worker(plan: ServicePlan) -> Manifest:
     """The model worker: the only component that mounts the model and may have GPUs."""
     wanted = plan.spec.worker
-    claims = [plan.model.claim_name]
+    volumes = claims(plan.model)
     container = pods.container(
         COMPONENT_WORKER,
         plan.spec,
@@ -145,12 +152,12 @@ def worker(plan: ServicePlan) -> Manifest:
         env={"FASTCHAT_WORKER_HEART_BEAT_INTERVAL": str(HEARTBEAT_SECONDS)},
         pod_ip=True,
         probes=pods.probes("/readyz", "/healthz", start_seconds=WORKER_START_SECONDS),
-        mounts=[job_mount(), *claim_mounts(claims)],
+        mounts=[job_mount(), *claim_mounts(volumes)],
     )
     spec = pods.pod_spec(
         plan.spec,
         container,
-        volumes=[job_volume(config_name(plan.owner.name)), *claim_volumes(claims)],
+        volumes=[job_volume(config_name(plan.owner.name)), *claim_volumes(volumes)],
         grace_seconds=WORKER_GRACE_SECONDS,
     )
     strategy = ROLL_IN_PLACE if wanted.gpus_per_worker else ROLL_WITH_SURGE

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from yuan2_core.contract import PORT_CONTROLLER, PORT_WORKER, ApiJob, ServeJob, WorkerJob
+from yuan2_operator.api.common import ModelPlace
 from yuan2_operator.api.finetune import FineTuneStatus
 from yuan2_operator.api.service import ServedModel, ServiceSpec, ServiceStatus
 from yuan2_operator.constants import (
@@ -81,24 +82,27 @@ def served_model(
         return ServedModel(claim_name=place.claim_name, path=place.path)
     name = _fine_tune_name(spec)
     if finetune is not None and finetune.model is not None:
-        made = finetune.model
-        return ServedModel(
-            claim_name=made.claim_name, path=made.path, fingerprint=made.fingerprint, fine_tune=name
-        )
+        return ServedModel.model_validate({**finetune.model.model_dump(), "fine_tune": name})
     return prior.model if prior.model is not None and prior.model.fine_tune == name else None
 
 
 def references(spec: ServiceSpec, model: ServedModel | None) -> tuple[Reference, ...]:
-    """What must exist: the claim of the model and the Secret of the keys."""
+    """What must exist: the claims of the model and its adapter, and the Secret of the keys."""
     found: list[Reference] = []
     if model is not None:
         field = (
             "spec.model.source" if model.fine_tune is None else f"spec.model.fineTuneRef {model.fine_tune}"
         )
-        found.append(Reference("PersistentVolumeClaim", model.claim_name, field))
+        found += [Reference("PersistentVolumeClaim", claim, field) for claim in claims(model)]
     if spec.api.keys_secret is not None:
         found.append(Reference("Secret", spec.api.keys_secret.name, "spec.api.keysSecret"))
     return tuple(found)
+
+
+def claims(model: ServedModel) -> tuple[str, ...]:
+    """The distinct claims that hold a model."""
+    named = [model.claim_name, *([model.adapter.claim_name] if model.adapter is not None else [])]
+    return tuple(dict.fromkeys(named))
 
 
 def plan_service(
@@ -184,16 +188,23 @@ def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:
         namespace=owner.namespace,
         uid=owner.uid,
         served_name=spec.model.name,
-        model_path=str(CLAIMS_DIRECTORY / model.claim_name / model.path),
+        model_path=_path_of(model),
+        adapter_path=_path_of(model.adapter) if model.adapter is not None else None,
         worker=worker,
         api=ApiJob(port=spec.api.port, controller_url=url, require_key=spec.api.keys_secret is not None),
     )
+
+
+def _path_of(place: ModelPlace) -> str:
+    return str(CLAIMS_DIRECTORY / place.claim_name / place.path)
 
 
 def _note(model: ServedModel, finetune: FineTuneStatus | None) -> str:
     place = f"{model.path} of claim {model.claim_name}"
     if model.fine_tune is None:
         return place
+    if model.adapter is not None:
+        place += f" with adapter {model.adapter.path} of claim {model.adapter.claim_name}"
     if finetune is None:
         return f"{place}, made by Yuan2FineTune {model.fine_tune}, which does not exist any more"
     if finetune.model is None:
@@ -204,5 +215,6 @@ def _note(model: ServedModel, finetune: FineTuneStatus | None) -> str:
 def _told(job: ServeJob, component: str) -> tuple[str, ...]:
     """The part of the job that a component acts on; the rest may change without replacing its pods."""
     if component == COMPONENT_WORKER:
-        return (job.served_name, job.model_path, job.worker.to_json())
+        model = (job.model_path, *([job.adapter_path] if job.adapter_path is not None else []))
+        return (job.served_name, *model, job.worker.to_json())
     return (job.served_name, job.api.to_json()) if component == COMPONENT_API else ()

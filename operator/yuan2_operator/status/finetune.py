@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from yuan2_core.conflicts import method_name
+from yuan2_core.conflicts import adapter_of, method_name
 from yuan2_core.contract import Progress
-from yuan2_operator.api.common import ModelReference
+from yuan2_operator.api.common import ModelPlace, ModelReference
 from yuan2_operator.api.finetune import FineTunePhase, FineTuneSpec, FineTuneStatus
 from yuan2_operator.constants import (
+    ADAPTER_DIRECTORY,
     CONDITION_COMPLETE,
     CONDITION_FAILED,
     CONDITION_RUNNING,
@@ -88,10 +89,38 @@ def _with_conditions(
 
 
 def model_of(spec: FineTuneSpec, uid: str, attempt: int) -> ModelReference:
-    """Where a complete run leaves its model; the fingerprint names the run that wrote it."""
+    """What a complete run lets be served; the fingerprint names the run that wrote it.
+
+    An adapter that was not merged needs the model that it was trained on.
+    """
+    fingerprint = f"{uid}-{attempt}"
+    if adapter_of(spec.method) is None or spec.output.merge_adapter:
+        made = _directory(spec, EXPORT_DIRECTORY)
+        return ModelReference(claim_name=made.claim_name, path=made.path, fingerprint=fingerprint)
+    base = spec.model.source.persistent_volume_claim
+    adapter = _directory(spec, ADAPTER_DIRECTORY)
+    return ModelReference(
+        claim_name=base.claim_name, path=base.path, adapter=adapter, fingerprint=fingerprint
+    )
+
+
+def _directory(spec: FineTuneSpec, name: str) -> ModelPlace:
+    """A directory of the output."""
     claim = spec.output.persistent_volume_claim
-    path = EXPORT_DIRECTORY if claim.path == "." else f"{claim.path}/{EXPORT_DIRECTORY}"
-    return ModelReference(claim_name=claim.claim_name, path=path, fingerprint=f"{uid}-{attempt}")
+    return ModelPlace(claim_name=claim.claim_name, path=name if claim.path == "." else f"{claim.path}/{name}")
+
+
+def _left_behind(spec: FineTuneSpec) -> str:
+    """Where a complete run's result is, in words."""
+    trains_adapter = adapter_of(spec.method) is not None
+    made = {"adapter": ADAPTER_DIRECTORY} if trains_adapter else {}
+    if not trains_adapter or spec.output.merge_adapter:
+        made = {"model": EXPORT_DIRECTORY, **made}
+    claim = spec.output.persistent_volume_claim.claim_name
+    places = [
+        f"the {what} is in claim {claim}, directory {_directory(spec, made[what]).path}" for what in made
+    ]
+    return "; ".join(places)
 
 
 def _progress(prior: FineTuneStatus, finding: Finding, now: datetime) -> dict[str, Any]:
@@ -194,9 +223,8 @@ def _endings(spec: FineTuneSpec, ending: Ending | None) -> Iterator[Verdict]:
     reached, other = (
         (CONDITION_COMPLETE, CONDITION_FAILED) if ending.complete else (CONDITION_FAILED, CONDITION_COMPLETE)
     )
-    claim = spec.output.persistent_volume_claim
-    text = f"the model is in claim {claim.claim_name}, directory {claim.path}/{EXPORT_DIRECTORY}"
-    yield Verdict(reached, "True", ending.reason, text if ending.complete else ending.message)
+    text = _left_behind(spec) if ending.complete else ending.message
+    yield Verdict(reached, "True", ending.reason, text)
     yield Verdict(other, "False", Reason.FINISHED, "the run has ended otherwise")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,6 +98,37 @@ def test_a_service_waits_for_its_finetune_and_serves_what_it_made(service):
     assert set(service.deployments()) == {f"{NAME}-controller", f"{NAME}-worker", f"{NAME}-api"}
     run = service.run
     run.cluster.kubectl("wait", "--for=condition=Ready", f"y2svc/{NAME}", "-n", run.namespace, "--timeout=5s")
+
+
+def worker_of(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the worker is told, and its pod."""
+    config = service.run.objects("configmaps")[f"{NAME}-serve"]
+    pod = service.deployments()[f"{NAME}-worker"]["spec"]["template"]["spec"]
+    return json.loads(config["data"]["job.json"]), pod
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["beside its model", "merged"])
+def test_an_adapter_is_served(service, merge):
+    run = service.run
+    run.claims("outputs")
+    output = {"persistentVolumeClaim": {"claimName": "outputs", "path": "support"}, "mergeAdapter": merge}
+    run.create(workers={"replicas": 1}, method={"full": None, "lora": {}}, output=output)
+    for pod in run.run(count=1):
+        run.node.end(pod, 0, run.termination("Complete", "done", step=100))
+    run.wait_condition("Complete", "True")
+    service.create()
+    service.run_pods()
+    service.wait_condition("Ready", "True")
+    job, pod = worker_of(service)
+    mounts = {m["mountPath"]: m.get("readOnly") for m in pod["containers"][0]["volumeMounts"]}
+    if merge:
+        assert (job["modelPath"], job.get("adapterPath")) == ("/mnt/claims/outputs/support/model", None)
+    else:
+        assert job["modelPath"] == "/mnt/claims/models/base"
+        assert job["adapterPath"] == "/mnt/claims/outputs/support/adapter"
+        assert mounts["/mnt/claims/models"] is True
+        assert service.status["model"]["adapter"] == {"claimName": "outputs", "path": "support/adapter"}
+    assert mounts["/mnt/claims/outputs"] is True
 
 
 def test_what_is_as_it_should_be_is_not_applied_again(service):

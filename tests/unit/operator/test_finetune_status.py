@@ -131,6 +131,40 @@ def test_the_root_of_a_claim_as_output():
     assert status.model.path == "model"
 
 
+@pytest.mark.parametrize(
+    ("output", "model", "adapter", "message"),
+    [
+        (
+            {},
+            "base",
+            "tuned/adapter",
+            "the adapter is in claim out, directory tuned/adapter",
+        ),
+        (
+            {"mergeAdapter": True},
+            "tuned/model",
+            None,
+            "the model is in claim out, directory tuned/model; "
+            "the adapter is in claim out, directory tuned/adapter",
+        ),
+    ],
+)
+def test_an_adapter_is_named_with_its_model_unless_they_were_merged(output, model, adapter, message):
+    spec = spec_of(
+        method={"full": None, "qlora": {}},
+        output={"persistentVolumeClaim": {"claimName": "out"}, **output},
+    )
+    ledger = replace(OPEN, ending=Ending(True, Reason.SUCCEEDED, "trained"))
+    status = compose(spec, FineTuneStatus(), Finding("uid", 1, ledger, World(), accepted()), START)
+    made = status.model
+    assert made is not None
+    assert made.path == model
+    assert (made.adapter.path if made.adapter is not None else None) == adapter
+    assert made.claim_name == ("models" if adapter else "out")
+    assert condition(status, "Complete").message == message
+    assert (status.method, FineTuneStatus.model_validate(status.to_api())) == ("qlora", status)
+
+
 def test_an_end_is_not_explained_twice():
     ledger = replace(OPEN, ending=Ending(False, "InvalidData", "record 3 is empty"))
     once = status_of(ledger)

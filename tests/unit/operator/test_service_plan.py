@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.services import IMAGE, OWNER, finetune_of, plan_of, spec_of
+from tests.support.services import IMAGE, OWNER, finetune_of, manifest, plan_of, spec_of
 from yuan2_core.contract import ServeJob
 from yuan2_operator.api.service import ServedModel, ServiceStatus
 from yuan2_operator.plan.references import Missing, Reference, Rejection
@@ -55,6 +55,53 @@ def test_a_complete_finetune_is_served_from_where_its_status_says():
     plan = plan_of(spec_of(model=BY_REF), finetune=finetune_of())
     assert plan.job.model_path == "/mnt/claims/outputs/alpaca/model"
     assert (plan.model.fine_tune, plan.model.fingerprint) == ("tuned", "run-1")
+
+
+WITH_ADAPTER = {
+    "claimName": "models",
+    "path": "yuan2-51b",
+    "adapter": {"claimName": "outputs", "path": "support/adapter"},
+    "fingerprint": "run-1",
+}
+
+
+def test_an_adapter_is_served_with_the_model_it_was_trained_on():
+    finetune = finetune_of(model=WITH_ADAPTER)
+    plan = plan_of(spec_of(model=BY_REF), finetune=finetune)
+    assert plan.job.model_path == "/mnt/claims/models/yuan2-51b"
+    assert plan.job.adapter_path == "/mnt/claims/outputs/support/adapter"
+    assert plan.note == (
+        "yuan2-51b of claim models with adapter support/adapter of claim outputs, made by Yuan2FineTune tuned"
+    )
+    assert ServeJob.model_validate_json(plan.job.to_json()) == plan.job
+    needed = {reference.name: reference.field for reference in references(plan.spec, plan.model)}
+    assert needed == dict.fromkeys(["models", "outputs"], "spec.model.fineTuneRef tuned")
+    pod = manifest(plan, "Deployment", "alpaca-worker")["spec"]["template"]["spec"]
+    mounts = {m["mountPath"]: m.get("readOnly") for m in pod["containers"][0]["volumeMounts"]}
+    assert mounts["/mnt/claims/models"] is mounts["/mnt/claims/outputs"] is True
+
+
+def test_a_claim_that_holds_model_and_adapter_is_mounted_once():
+    model = {**WITH_ADAPTER, "adapter": {"claimName": "models", "path": "support/adapter"}}
+    plan = plan_of(spec_of(model=BY_REF), finetune=finetune_of(model=model))
+    pod = manifest(plan, "Deployment", "alpaca-worker")["spec"]["template"]["spec"]
+    volumes = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert [volume["persistentVolumeClaim"]["claimName"] for volume in volumes] == ["models"]
+
+
+def test_an_adapter_that_came_or_went_replaces_the_workers():
+    spec = spec_of(model=BY_REF)
+    plain = {key: value for key, value in WITH_ADAPTER.items() if key != "adapter"}
+    before, after = (plan_of(spec, finetune=finetune_of(model=model)) for model in (plain, WITH_ADAPTER))
+    assert revision(before, "worker") != revision(after, "worker")
+    assert revision(before, "api") == revision(after, "api")
+
+
+def test_the_missing_claim_of_an_adapter_is_named():
+    spec, finetune = spec_of(model=BY_REF), finetune_of(model=WITH_ADAPTER)
+    wanted = references(spec, served_model(spec, ServiceStatus(), finetune))
+    refused = reject(spec, finetune=finetune, missing=[Missing(r) for r in wanted if r.name == "outputs"])
+    assert refused.message.startswith("PersistentVolumeClaim outputs, named by spec.model.fineTuneRef tuned")
 
 
 def test_a_finetune_that_does_not_exist_is_named():
