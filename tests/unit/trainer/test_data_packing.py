@@ -12,9 +12,25 @@ from hypothesis import strategies as st
 
 from yuan2_trainer.data.order import epoch_order, share_of_rank
 from yuan2_trainer.data.packing import cut_batch, pack, pack_evenly
+from yuan2_trainer.data.store import SampleStore
 
 CAPACITY = 64
 lengths = st.lists(st.integers(1, CAPACITY), min_size=1, max_size=120)
+
+
+def store_of(sizes: list[int]) -> SampleStore:
+    """Samples of these lengths, each a conversation, with their last token learned."""
+    lengths = np.array(sizes, dtype=np.int32)
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    return SampleStore(
+        tokens=np.zeros(int(offsets[-1]), dtype=np.int32),
+        offsets=offsets,
+        lengths=lengths,
+        spans=np.stack((lengths - 1, lengths), axis=1),
+        span_offsets=np.arange(len(sizes) + 1),
+        labelled=np.ones(len(sizes), dtype=np.int32),
+        conversations=np.arange(len(sizes), dtype=np.int32),
+    )
 
 
 def loads(rows: list[list[int]], sizes: list[int]) -> list[int]:
@@ -55,7 +71,7 @@ def test_even_rows_keep_the_count_and_the_capacity(sizes: list[int], more: int) 
 
 @given(lengths, st.integers(1, 8), st.integers(1, 4), st.booleans())
 def test_ranks_share_all_samples_of_a_batch(sizes: list[int], micro: int, world: int, packing: bool) -> None:
-    stored = np.array([CAPACITY, *sizes], dtype=np.int32)
+    stored = store_of([CAPACITY, *sizes])
     batch = np.arange(1, len(stored))
     cut = cut_batch(batch, stored, micro, CAPACITY, world, packing=packing)
     assert all(1 <= len(rows) <= micro for rows in cut)
@@ -70,7 +86,7 @@ def test_ranks_share_all_samples_of_a_batch(sizes: list[int], micro: int, world:
 
 
 def test_a_small_batch_is_spread_over_the_ranks() -> None:
-    cut = cut_batch(np.arange(8), np.full(8, 10, dtype=np.int32), 4, 1024, 2, packing=True)
+    cut = cut_batch(np.arange(8), store_of([10] * 8), 4, 1024, 2, packing=True)
     assert [[len(row) for row in rows] for rows in cut] == [[4], [4]]
 
 
@@ -88,8 +104,8 @@ def test_alpaca_fills_rows_of_2048_to_98_percent() -> None:
     else:  # lengths like Alpaca's: mean 195
         sizes = (30 + np.random.default_rng(0).exponential(165, 999)).clip(max=2048).astype(int).tolist()
     assert sum(sizes) / (2048 * len(pack(sizes, 2048))) >= 0.98
-    stored, order, computed = np.array(sizes, dtype=np.int32), epoch_order(len(sizes), 42, 0), 0
+    stored, order, computed = store_of(sizes), epoch_order(np.arange(len(sizes)), 42, 0), 0
     for first in range(0, len(order), 128):
         for rows in cut_batch(order[first : first + 128], stored, 4, 2048, 2, packing=True):
-            computed += len(rows) * max(int(stored[row].sum()) for row in rows)
+            computed += len(rows) * max(int(stored.lengths[row].sum()) for row in rows)
     assert sum(sizes) / computed >= 0.98

@@ -15,13 +15,23 @@ samples = st.integers(1, 200)
 
 @given(samples, st.integers(0, 2**63), st.integers(0, 50))
 def test_an_epoch_is_a_permutation(count: int, seed: int, epoch: int) -> None:
-    assert sorted(epoch_order(count, seed, epoch)) == list(range(count))
+    assert sorted(epoch_order(np.arange(count), seed, epoch)) == list(range(count))
 
 
 def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
-    orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1, 42) for epoch in (0, 1, 2)]
+    orders = [tuple(epoch_order(np.arange(50), seed, epoch)) for seed in (0, 1, 42) for epoch in (0, 1, 2)]
     assert len(set(orders)) == len(orders)
-    assert list(epoch_order(8, 42, 0)) == [3, 6, 0, 4, 7, 1, 2, 5]
+    assert list(epoch_order(np.arange(8), 42, 0)) == [3, 6, 0, 4, 7, 1, 2, 5]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(0, 99))
+def test_samples_of_a_conversation_stay_neighbours_in_their_order(sizes: list[int], seed: int) -> None:
+    conversations = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    order = epoch_order(conversations, seed, 0)
+    assert sorted(order) == list(range(sum(sizes)))
+    runs = np.split(order, np.flatnonzero(np.diff(conversations[order])) + 1)
+    assert len(runs) == len(sizes)
+    assert all(np.array_equal(run, np.sort(run)) for run in runs)
 
 
 @given(samples, st.integers(1, 64), st.floats(0.05, 4.0))

@@ -87,16 +87,27 @@ class Course:
         return -(-samples // self.global_batch)
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
-    """A permutation of `range(samples)` for this seed and epoch.
+def epoch_order(conversations: NDArray[np.int32], seed: int, epoch: int) -> Indices:
+    """A permutation of the samples for this seed and epoch.
 
-    Sorting by a hash of (seed, epoch, index) depends on no library's generator, so that a run resumes in
-    the same order under another version of numpy.
+    Conversations are shuffled, and the samples of one stay neighbours, in their order: so they come into one
+    batch, where they can share their beginning. Sorting by a hash of (seed, epoch, conversation) depends on
+    no library's generator, so that a run resumes in the same order under another version of numpy.
+
+    Args:
+        conversations: number of each sample's conversation, never falling.
+        seed: of the run.
+        epoch: counted from 0.
     """
-    index = np.arange(samples, dtype=np.uint64)
+    count = len(conversations)
+    firsts = np.flatnonzero(np.diff(conversations, prepend=-1))
+    sizes = np.diff(firsts, append=count)
+    index = np.arange(len(firsts), dtype=np.uint64)
     with np.errstate(over="ignore"):
         key = _mix(_mix(np.uint64(seed & (2**64 - 1)) + np.zeros_like(index)) + np.uint64(epoch))
-        return np.argsort(_mix(key + index), kind="stable").astype(np.int64)
+        order = np.argsort(_mix(key + index), kind="stable")
+    ends = np.cumsum(sizes[order])
+    return (np.arange(count) + np.repeat(firsts[order] - ends + sizes[order], sizes[order])).astype(np.int64)
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from yuan2_trainer.data.families import Family, families
 from yuan2_trainer.data.order import Indices, micro_batches
+from yuan2_trainer.data.store import SampleStore
 
 Row = Indices
-"""Samples that lie one after the other in a row."""
+"""Samples that lie one after the other in a row; of a conversation, the first is whole."""
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -75,26 +76,26 @@ def pack_evenly(lengths: Sequence[int], count: int, capacity: int) -> list[list[
 
 
 def packed_micro_batches(
-    batch: Indices, lengths: NDArray[np.int32], micro_batch_size: int, max_length: int, world_size: int
+    items: Sequence[Family], micro_batch_size: int, max_length: int, world_size: int
 ) -> list[list[Row]]:
     """A global batch as micro batches of rows for all ranks, in turns, alike in tokens.
 
     As few rounds as rows of `max_length`, `micro_batch_size` of them a rank and round, allow; within these
     the samples are spread over all ranks evenly, so that a small batch does not leave ranks idle.
     """
-    sizes = [int(length) for length in lengths[batch]]
+    sizes = [item.size for item in items]
     needed = len(pack(sizes, max_length))
     slots = world_size * -(-needed // (micro_batch_size * world_size))
     rows = pack_evenly(sizes, min(slots * -(-needed // slots), len(sizes)), max_length)
     rows.sort(key=lambda row: (-sum(sizes[item] for item in row), row))
-    packed = [batch[np.asarray(row)] for row in rows]
+    packed = [np.concatenate([items[item].samples for item in row]) for row in rows]
     cuts = [number * len(packed) // slots for number in range(slots + 1)]
     return [packed[first:last] for first, last in pairwise(cuts) if first < last]
 
 
 def cut_batch(
     batch: Indices,
-    lengths: NDArray[np.int32],
+    store: SampleStore,
     micro_batch_size: int,
     max_length: int,
     world_size: int,
@@ -103,6 +104,7 @@ def cut_batch(
 ) -> list[list[Row]]:
     """A global batch as micro batches of rows: packed, or a sample a row."""
     if packing:
-        return packed_micro_batches(batch, lengths, micro_batch_size, max_length, world_size)
-    cut = micro_batches(batch, lengths, micro_batch_size)
+        items = families(batch, store, max_length)
+        return packed_micro_batches(items, micro_batch_size, max_length, world_size)
+    cut = micro_batches(batch, store.lengths, micro_batch_size)
     return [[indices[i : i + 1] for i in range(len(indices))] for indices in cut]

@@ -18,7 +18,7 @@ from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.rendering import Beat, Renderer, render_all
 from yuan2_trainer.data.store import SampleStore, StoreWriter
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Raise it when the same records give other samples or the files of a store change: caches are made anew."""
 
 BYTES_A_PROCESS = 4 << 20

@@ -41,9 +41,8 @@ class Renderer:
         errors = [item for item in items if isinstance(item, RecordError)]
         usable = [item for item in items if not isinstance(item, RecordError)]
         sequences = [
-            sequence
+            list(render_spans(conversation, self.tokenizer, self.loss, self.max_length))
             for conversation in usable
-            for sequence in render_spans(conversation, self.tokenizer, self.loss, self.max_length)
         ]
         expected = sum(sequence_count(conversation, self.loss) for conversation in usable)
         return Result(Block.of(sequences), len(records), expected, errors)

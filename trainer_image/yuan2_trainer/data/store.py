@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from yuan2_core.conversation import IGNORED, Spans
 
 _TOKENS = "tokens.bin"
-_ARRAYS = ("offsets", "lengths", "spans", "span_offsets", "labelled")
+_ARRAYS = ("offsets", "lengths", "spans", "span_offsets", "labelled", "conversations")
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,25 @@ class Block:
         lengths: tokens of each sample, int32.
         spans: [S, 2] int32, first learned token and the one after the last, counted from the sample's first.
         span_counts: spans of each sample, int32.
+        family_sizes: samples of each conversation, int32.
     """
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int32]
     spans: NDArray[np.int32]
     span_counts: NDArray[np.int32]
+    family_sizes: NDArray[np.int32]
 
     @classmethod
-    def of(cls, samples: Sequence[Spans]) -> Block:
+    def of(cls, conversations: Sequence[Sequence[Spans]]) -> Block:
+        """The samples of some conversations."""
+        samples = [sample for conversation in conversations for sample in conversation]
         return cls(
             np.concatenate([np.zeros(0, np.int32), *(sample.ids for sample in samples)]),
             np.asarray([len(sample.ids) for sample in samples], dtype=np.int32),
             np.concatenate([np.zeros((0, 2), np.int32), *(sample.learned for sample in samples)]),
             np.asarray([len(sample.learned) for sample in samples], dtype=np.int32),
+            np.asarray([len(conversation) for conversation in conversations], dtype=np.int32),
         )
 
 
@@ -59,6 +64,8 @@ class SampleStore:
     span_offsets: NDArray[np.int64]
     labelled: NDArray[np.int32]
     """Tokens of a sample that a loss is computed for: position 0 has nothing to be predicted from."""
+    conversations: NDArray[np.int32]
+    """Number of the conversation that a sample was made of; it never falls from one sample to the next."""
 
     @classmethod
     def open(cls, directory: Path) -> SampleStore:
@@ -74,9 +81,19 @@ class SampleStore:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def tokens_of(self, index: int) -> NDArray[np.int32]:
+        """Tokens of a sample."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def first_learned(self, index: int) -> int:
+        """Place of a sample's first learned token; its length where it has none."""
+        if self.span_offsets[index] == self.span_offsets[index + 1]:
+            return int(self.lengths[index])
+        return int(self.spans[self.span_offsets[index], 0])
+
     def sample(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Tokens and labels of a sample, `IGNORED` where nothing is learned."""
-        tokens = self.tokens[self.offsets[index] : self.offsets[index + 1]]
+        tokens = self.tokens_of(index)
         labels = np.full(len(tokens), IGNORED, dtype=np.int32)
         for first, last in self.spans[self.span_offsets[index] : self.span_offsets[index + 1]].tolist():
             labels[first:last] = tokens[first:last]
@@ -85,7 +102,7 @@ class SampleStore:
 
 @dataclass
 class StoreWriter:
-    """Writes a store block by block; memory grows with 16 bytes a sample, not with tokens."""
+    """Writes a store block by block; memory grows with 20 bytes a sample, not with tokens."""
 
     directory: Path
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -106,7 +123,7 @@ class StoreWriter:
         content = np.ascontiguousarray(block.tokens).data
         self._file.write(content)
         self._digest.update(content)
-        self._blocks.append(Block(block.tokens[:0].copy(), block.lengths, block.spans, block.span_counts))
+        self._blocks.append(replace(block, tokens=block.tokens[:0].copy()))
 
     def finish(self) -> str:
         """Make it complete on disk.
@@ -119,12 +136,14 @@ class StoreWriter:
         span_offsets = _offsets(
             np.concatenate([np.zeros(0, np.int32), *(b.span_counts for b in self._blocks)])
         )
+        sizes = np.concatenate([np.zeros(0, np.int32), *(b.family_sizes for b in self._blocks)])
         arrays: tuple[NDArray[Any], ...] = (
             _offsets(lengths),
             lengths,
             spans,
             span_offsets,
             _count_labels(spans, span_offsets),
+            np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
         )
         for name, array in zip(_ARRAYS, arrays, strict=True):
             self._digest.update(np.ascontiguousarray(array).data)
@@ -138,9 +157,9 @@ class StoreWriter:
 
 
 def write_store(directory: Path, samples: Iterable[Spans]) -> str:
-    """Write a store of samples that fit into memory; returns its fingerprint."""
+    """Write a store of samples that fit into memory, each a conversation; returns its fingerprint."""
     with StoreWriter(directory) as writer:
-        writer.add(Block.of(list(samples)))
+        writer.add(Block.of([[sample] for sample in samples]))
         return writer.finish()
 
 
