@@ -43,6 +43,7 @@ def changes(before: Run, after: Run) -> list[str]:
         ("training.microBatchSize", before.micro_batch, after.micro_batch),
         ("training.gradientAccumulationSteps", before.accumulation, after.accumulation),
         ("training.gradientCheckpointing", before.checkpointing, after.checkpointing),
+        ("training.gradientCheckpointingEvery", before.checkpointing_every, after.checkpointing_every),
         ("deepspeed.stage", before.stage, after.stage),
         ("deepspeed.offload", before.offload, after.offload),
         ("workers.replicas", before.nodes, after.nodes),
@@ -76,7 +77,7 @@ def _without_needless(before: Run, after: Run) -> Run:
     if after.nodes == before.nodes:
         kept = replace(after, micro_batch=before.micro_batch, accumulation=before.accumulation)
         after = kept if _workable(kept) else after
-    kept = replace(after, checkpointing=before.checkpointing)
+    kept = replace(after, checkpointing=before.checkpointing, checkpointing_every=before.checkpointing_every)
     return kept if _workable(kept) else after
 
 
@@ -89,8 +90,8 @@ def _smaller_micro_batch(run: Run) -> Iterator[Run]:
 
 
 def _checkpointing(run: Run) -> Iterator[Run]:
-    if not run.checkpointing:
-        yield replace(run, checkpointing=True)
+    if run.recomputed < 1:
+        yield replace(run, checkpointing=True, checkpointing_every=1)
 
 
 def _higher_stage(run: Run) -> Iterator[Run]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
+from yuan2_core.conflicts import MethodName
 from yuan2_core.estimate.gpus import Gpu
-from yuan2_core.estimate.run import MethodName, Run
+from yuan2_core.estimate.run import Run
 
 EFFICIENCY: Final[Mapping[MethodName, float]] = {"full": 0.46, "lora": 0.36, "qlora": 0.39}
 """Share of the attainable rate that a method's arithmetic reaches. Calibrated, one number a method, on all
@@ -32,17 +34,20 @@ def train_seconds(run: Run) -> float | None:
     """Seconds of all optimizer steps; None when the GPU, or both steps and data, are not known."""
     if run.gpu is None or run.steps is None:
         return None
-    micro = micro_batch_seconds(run, run.gpu)
-    return run.steps * (run.accumulation * micro + _step_seconds(run, run.gpu))
+    rows = run.rows_per_step
+    micro_batches = math.ceil(rows / run.micro_batch)
+    micro = micro_batch_seconds(run, run.gpu, rows / micro_batches)
+    return run.steps * (micro_batches * micro + _step_seconds(run, run.gpu))
 
 
-def micro_batch_seconds(run: Run, gpu: Gpu) -> float:
-    """Seconds of a micro batch, forward and backward.
+def micro_batch_seconds(run: Run, gpu: Gpu, rows: float) -> float:
+    """Seconds of a micro batch of so many rows, forward and backward.
 
     ZeRO-3 gathers parameters while it computes; ZeRO-2 reduces gradients when it has computed (the recipe's
     `overlap_comm` is off there).
     """
-    compute = micro_batch_flops(run) / (EFFICIENCY[run.method] * attainable_flops(gpu, run.value_bytes))
+    flops = micro_batch_flops(run) * rows / run.micro_batch
+    compute = flops / (EFFICIENCY[run.method] * attainable_flops(gpu, run.value_bytes))
     exchange = _micro_exchange(run) / ring_bandwidth(run, gpu)
     if run.stage == 3:
         return max(compute, exchange, _from_host(run))
@@ -56,7 +61,7 @@ def attainable_flops(gpu: Gpu, value_bytes: int) -> float:
 
 
 def micro_batch_flops(run: Run) -> float:
-    """FLOP of a micro batch on one GPU.
+    """FLOP of a full micro batch on one GPU.
 
     A forward pass takes 2 FLOP a weight and token, and 2 T H a layer and token for causal attention over T
     tokens; a backward pass takes that once for the activations and once more for the weights where they are
@@ -66,7 +71,7 @@ def micro_batch_flops(run: Run) -> float:
     tokens = run.micro_batch * row
     attention = 2 * run.shape.layers * row * run.shape.hidden
     forward = (2 * run.shape.parameters + attention) * tokens
-    passes = (3 if run.method == "full" else 2) + int(run.checkpointing)
+    passes = (3 if run.method == "full" else 2) + run.recomputed
     return forward * passes
 
 
@@ -91,8 +96,8 @@ def _micro_exchange(run: Run) -> float:
     return 0.0
 
 
-def _gathers(run: Run) -> int:
-    return 3 if run.checkpointing else 2
+def _gathers(run: Run) -> float:
+    return 2 + run.recomputed
 
 
 def _from_host(run: Run) -> float:

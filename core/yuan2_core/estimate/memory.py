@@ -145,7 +145,7 @@ def _buckets(run: Run) -> float:
 
 
 def _activations(run: Run) -> float:
-    vectors = 1 if run.checkpointing else run.software.layer_vectors
+    vectors = run.recomputed + (1 - run.recomputed) * run.software.layer_vectors
     return run.shape.layers * vectors * _vector(run)
 
 

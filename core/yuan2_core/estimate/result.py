@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from yuan2_core.contract import Launch, Training
+from yuan2_core.conflicts import MethodName
+from yuan2_core.contract import Launch, Offload, Training
 from yuan2_core.estimate.advice import advise, fits, spoken_gb
 from yuan2_core.estimate.duration import train_seconds
 from yuan2_core.estimate.gpus import Gpu
 from yuan2_core.estimate.memory import Memory, gpu_memory, host_memory
-from yuan2_core.estimate.run import Data, Dimensions, MethodName, Offload, Run, Shape, Stage
+from yuan2_core.estimate.run import Data, Dimensions, Run, Shape, Stage
 from yuan2_core.presets import PRESETS
 
 
@@ -22,6 +23,7 @@ class Estimate:
         memory: bytes of each GPU, part by part.
         host_bytes_per_gpu: bytes of the host's memory that offloading takes for each GPU.
         hours: of all optimizer steps; None when the GPU, or both steps and data, are not known.
+        at_most: the hours are those of full rows, since the data are not known.
         fits: None when the GPU is not known.
         advice: one sentence on what to change when it does not fit, else empty.
     """
@@ -29,6 +31,7 @@ class Estimate:
     memory: Memory
     host_bytes_per_gpu: float
     hours: float | None
+    at_most: bool
     fits: bool | None
     advice: str
 
@@ -41,7 +44,9 @@ class Estimate:
     def summary(self) -> str:
         """`about 44 GB per GPU, 21 h`, for a condition's sentence."""
         text = f"about {spoken_gb(self.memory.total)} per GPU"
-        return text if self.hours is None else f"{text}, {_spoken(self.hours)}"
+        if self.hours is None:
+            return text
+        return f"{text}, {'at most ' if self.at_most else ''}{_spoken(self.hours)}"
 
 
 def estimate(run: Run) -> Estimate:
@@ -51,6 +56,7 @@ def estimate(run: Run) -> Estimate:
         memory=gpu_memory(run),
         host_bytes_per_gpu=host_memory(run),
         hours=None if seconds is None else seconds / 3600,
+        at_most=seconds is not None and run.data is None,
         fits=fits(run),
         advice=advise(run),
     )
@@ -91,6 +97,7 @@ def run_for_spec(
         nodes=launch.nodes,
         gpu=gpu,
         checkpointing=training.gradient_checkpointing,
+        checkpointing_every=training.gradient_checkpointing_every,
         value_bytes=2 if training.precision == "bf16" else 4,
         max_steps=training.max_steps,
         data=data,
@@ -120,7 +127,8 @@ def estimate_for_spec(
         launch: pods and processes.
         offload: `deepspeed.offload`.
         gpu: see `gpus.find_gpu`; None when the nodes are not known yet.
-        data: None until the data are prepared; there are no hours then, unless `training.maxSteps` says them.
+        data: None until the data are prepared; there are no hours then, or with `training.maxSteps` those of
+            full rows.
         dimensions: of a custom model, when its config.json has been read.
 
     Returns:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from yuan2_core.conflicts import OFFLOAD_OPTIMIZER, OFFLOAD_PARAMETERS, QLORA_STAGE_3, MethodName
+from yuan2_core.contract import Offload
 from yuan2_core.estimate.gpus import Gpu
 
-MethodName = Literal["full", "lora", "qlora"]
-Offload = Literal["none", "optimizer", "parameters"]
 Stage = Literal[0, 2, 3]
 
 PACKING_FILL: Final = 0.98
@@ -90,17 +90,20 @@ class Software:
         name: who computes.
         chunked_loss: logits are held in chunks of labelled positions; else all at once, in several copies.
         layer_vectors: most vectors of the hidden size that a layer holds per token in its backward pass.
+        batches_of_rows: a batch counts packed rows; else it counts sequences, and packing them leaves fewer
+            rows to a step.
     """
 
     name: str
     chunked_loss: bool
     layer_vectors: int
+    batches_of_rows: bool
 
 
-OURS: Final = Software("yuan2_trainer", chunked_loss=True, layer_vectors=40)
+OURS: Final = Software("yuan2_trainer", chunked_loss=True, layer_vectors=40, batches_of_rows=False)
 """29 that a layer's forward pass saves, measured on `yuan2_model`'s layer in bf16 with fused attention, and
 up to 11 gradients and temporaries of its MLP in the backward pass."""
-PUBLISHED: Final = Software("published code", chunked_loss=False, layer_vectors=60)
+PUBLISHED: Final = Software("published code", chunked_loss=False, layer_vectors=60, batches_of_rows=True)
 """The model code published with Yuan 2.0 under FastChat or LLaMA-Factory: counted from its eager operations
 (norms in fp32, filter through conv2d's layout, rotary embedding and MLP unfused, flash attention)."""
 
@@ -126,11 +129,16 @@ class Data:
         """Tokens that a row takes through the model, padding included."""
         return min(self.mean_tokens, length) if self.layout == "grouped" else float(length)
 
-    def rows(self, length: int) -> float:
-        """Rows of all epochs."""
+    def rows_per_sequence(self, length: int) -> float:
+        """Rows that a sequence takes; less than one when several share a row."""
         if self.layout != "packed":
-            return self.samples * self.epochs
-        return self.samples * self.epochs * min(self.mean_tokens, length) / (length * PACKING_FILL)
+            return 1.0
+        return min(1.0, self.mean_tokens / (length * PACKING_FILL))
+
+    @property
+    def sequences(self) -> float:
+        """Sequences of all epochs."""
+        return self.samples * self.epochs
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,8 @@ class Run:
         gpus_per_node, nodes: processes, one a GPU.
         gpu: None when it is not known; there is neither time nor a verdict then.
         lora_rank, lora_targets: of `lora` and `qlora`.
-        checkpointing: layers are computed again in the backward pass.
+        checkpointing, checkpointing_every: whether layers are computed again in the backward pass, and one of
+            how many.
         value_bytes: bytes of a weight or an activation, 2 for bf16 and 4 for fp32.
         max_steps: optimizer steps, instead of the epochs of `data`.
         data: None when it is not known.
@@ -168,6 +177,7 @@ class Run:
     lora_rank: int = 8
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     checkpointing: bool = True
+    checkpointing_every: int = 1
     value_bytes: Literal[2, 4] = 2
     max_steps: int | None = None
     data: Data | None = None
@@ -200,13 +210,33 @@ class Run:
         return self.world if self.stage >= 2 else 1
 
     @property
+    def recomputed(self) -> float:
+        """Share of the layers that are computed again."""
+        if not self.checkpointing:
+            return 0.0
+        return math.ceil(self.shape.layers / self.checkpointing_every) / self.shape.layers
+
+    @property
     def steps(self) -> int | None:
         """Optimizer steps of the run, None when neither they nor the data are known."""
         if self.max_steps is not None:
             return self.max_steps
         if self.data is None:
             return None
-        return math.ceil(self.data.rows(self.length) / (self.world * self.micro_batch * self.accumulation))
+        share = self.data.rows_per_sequence(self.length) if self.software.batches_of_rows else 1.0
+        return math.ceil(self.data.sequences * share / (self.world * self._batch))
+
+    @property
+    def rows_per_step(self) -> float:
+        """Rows that a process takes through the model in an optimizer step, at most that many while the data
+        are not known."""
+        if self.data is None or self.software.batches_of_rows:
+            return float(self._batch)
+        return self._batch * self.data.rows_per_sequence(self.length)
+
+    @property
+    def _batch(self) -> int:
+        return self.micro_batch * self.accumulation
 
 
 _COUNTS: Final[Mapping[str, str]] = {
@@ -216,6 +246,7 @@ _COUNTS: Final[Mapping[str, str]] = {
     "gpus_per_node": "workers.gpusPerWorker",
     "nodes": "workers.replicas",
     "lora_rank": "method.lora.r",
+    "checkpointing_every": "training.gradientCheckpointingEvery",
 }
 
 
@@ -226,9 +257,9 @@ def _conflicts(run: Run) -> list[str]:
         if getattr(run, name) < 1
     ]
     if run.method == "qlora" and run.stage == 3:
-        found.append("deepspeed.stage: 3 cannot divide the 4-bit weights of qlora; use stage 0 or 2")
+        found.append(QLORA_STAGE_3)
     if run.offload == "parameters" and run.stage != 3:
-        found.append("deepspeed.offload: parameters needs deepspeed.stage 3")
-    if run.offload != "none" and run.stage == 0:
-        found.append("deepspeed.offload: needs deepspeed.stage 2 or 3")
+        found.append(OFFLOAD_PARAMETERS)
+    if run.offload == "optimizer" and run.stage == 0:
+        found.append(OFFLOAD_OPTIMIZER)
     return found
