@@ -7,9 +7,12 @@ the pod, and not its command line, because that turns every child's exit code in
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from yuan2_trainer.lifeline import Lifeline, Watch
 from yuan2_trainer.parent import die_with_parent
 from yuan2_trainer.workspace import Workspace, replace
 
@@ -24,8 +27,11 @@ def main(arguments: list[str]) -> int:
     workspace = Workspace(Path(arguments[0]))
     options = parse_args([*arguments[1:], "--max-restarts=0", "-m", "yuan2_trainer.rank", arguments[0]])
     config, command, command_arguments = config_from_args(options)
+    lifeline = _lifeline(options, config.max_nodes, workspace)
+    well = False
     try:
         elastic_launch(config, command)(*command_arguments)
+        well = True
     except ChildFailedError as error:
         codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
         replace(workspace.exits, json.dumps(codes))
@@ -33,7 +39,24 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         replace(workspace.agent_error, f"{type(error).__name__}: {error}")
         raise
+    finally:
+        if lifeline is not None:
+            lifeline.end(well)
     return 0
+
+
+def _lifeline(options: Any, nodes: int, workspace: Workspace) -> Lifeline | None:
+    """The watch over the other pods, where there are any."""
+    if nodes == 1:
+        return None
+
+    def end(loss: str) -> None:
+        replace(workspace.lost_pod, loss)
+        os._exit(1)  # the kernel kills the ranks with it
+
+    made = Lifeline(options.master_addr, options.master_port, Watch(options.node_rank, nodes), end)
+    made.start()
+    return made
 
 
 if __name__ == "__main__":

@@ -19,7 +19,15 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from yuan2_core.contract import EXIT_COMPLETE, EXIT_PREEMPTED, Launch, Progress, TrainJob, TrainState
+from yuan2_core.contract import (
+    EXIT_COMPLETE,
+    EXIT_CRASHED,
+    EXIT_PREEMPTED,
+    Launch,
+    Progress,
+    TrainJob,
+    TrainState,
+)
 from yuan2_core.processors import available_cpus, threads_per_process
 from yuan2_trainer.outcome import (
     JobError,
@@ -199,6 +207,9 @@ class Launcher:
         codes = {
             int(rank): code for rank, code in json.loads(read_text(self.workspace.exits) or "{}").items()
         }
+        lost = read_text(self.workspace.lost_pod)
+        if lost is not None and all(end.exit_code == EXIT_COMPLETE for end in outcomes.values()):
+            return Outcome(EXIT_CRASHED, "Crashed", f"lost contact with another rank: {lost}", secondary=True)
         trouble = read_text(self.workspace.agent_error)
         if trouble is not None and not outcomes:
             return outcome_of(RuntimeError(f"the pods did not find each other: {trouble}"))

@@ -52,6 +52,11 @@ class Workspace:
         """Why torchrun itself gave up, if it did."""
         return self.root / "agent-error.txt"
 
+    @property
+    def lost_pod(self) -> Path:
+        """Which other pod was lost, if that ended this one's ranks."""
+        return self.root / "lost-pod.txt"
+
     def outcome(self, rank: int) -> Path:
         """How a rank ended, in its own words."""
         return self.root / f"outcome-{rank}.json"

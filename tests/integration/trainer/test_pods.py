@@ -110,8 +110,25 @@ def test_pods_survive_sigterm_and_a_killed_rank_and_end_as_the_unbroken_run(
     assert "lost contact with another rank" in pods[0].termination["message"]
     assert pods[0].termination["progress"]["state"] == "failed"
 
-    # The third attempt ends as if nothing had happened.
+    # A rank that hangs is seen from outside, and one that does not notice a dead one is ended as well: it is
+    # stopped here, as it would wait in a collective of NCCL.
     pods = pods_of(job, tmp_path / "third")
+    wait_for_step(job, saved + 2, pods)
+    os.kill(rank_process(pods[0]), signal.SIGSTOP)
+    ages = []
+    for _ in range(3):
+        time.sleep(1)
+        ages.append(json.loads(ask(job, "/progress"))["lastStepAgeSeconds"])
+    assert ages[2] - ages[1] > 0.9
+    assert ages[1] - ages[0] > 0.9
+    os.kill(rank_process(pods[1]), signal.SIGKILL)
+    killed_at = time.monotonic()
+    assert [pod.wait() for pod in pods] == [1, 1], [pod.output for pod in pods]
+    assert time.monotonic() - killed_at < 30
+    assert "lost contact with another rank: a rank of pod 1 ended" in pods[0].termination["message"]
+
+    # The last attempt ends as if nothing had happened.
+    pods = pods_of(job, tmp_path / "fourth")
     assert [pod.wait(300) for pod in pods] == [0, 0], [pod.output for pod in pods]
     assert pods[0].termination["reason"] == "Complete"
     assert pods[0].termination["progress"]["step"] == 80
