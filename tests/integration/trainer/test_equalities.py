@@ -85,7 +85,7 @@ def test_the_loss_is_the_mean_over_labelled_tokens_of_the_global_batch(
             loss = model(input_ids=torch.tensor([samples[index].input_ids]), labels=labels).loss
         total, count = total + loss.item() * learned, count + learned
     assert losses(trained())[0] == pytest.approx(total / count, abs=TOLERANCE)
-    assert metrics(trained())[0]["labelled_tokens"] == count
+    assert metrics(trained())[0]["labelledTokens"] == count
 
 
 def test_every_sample_of_an_epoch_is_seen_once(trained: Train) -> None:

@@ -40,6 +40,6 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_its_samples_alone(
 
 def test_packed_steps_count_the_same_tokens(trained: Train, alone: Path) -> None:
     counts = [
-        [(row["tokens"], row["labelled_tokens"]) for row in metrics(output)] for output in (trained(), alone)
+        [(row["tokens"], row["labelledTokens"]) for row in metrics(output)] for output in (trained(), alone)
     ]
     assert counts[0] == counts[1]
