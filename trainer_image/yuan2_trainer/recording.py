@@ -23,10 +23,10 @@ class Recording:
     def __init__(self, job: TrainJob, resumed_step: int) -> None:
         self._output = Path(job.output)
         self._name = job.name
-        self._metrics = MetricsLog(self._output / METRICS, resumed_step)
         self._tensorboard = (
             TensorBoardLog(self._output / "tensorboard", resumed_step) if job.tensorboard else None
         )
+        self._metrics = MetricsLog(self._output / METRICS, resumed_step)
         self._drawn_at = time.monotonic()
 
     def after_step(self, report: StepReport) -> None:
