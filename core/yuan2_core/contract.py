@@ -279,7 +279,15 @@ class TrainJob(Contract):
 
 
 TrainState = Literal[
-    "starting", "preparing", "training", "saving", "exporting", "complete", "preempted", "failed"
+    "starting",
+    "preparing",
+    "training",
+    "evaluating",
+    "saving",
+    "exporting",
+    "complete",
+    "preempted",
+    "failed",
 ]
 
 
@@ -298,7 +306,7 @@ class Measurements(Contract):
     eval_loss: float | None = None
     """Mean loss over the labelled tokens of the held-out data, at the last evaluation."""
     best_step: int | None = None
-    """Step of the lowest `evalLoss` so far."""
+    """Step of the lowest `evalLoss` so far, that before the first step left out."""
     mfu: float | None = None
     """Model FLOPs a second of step time over the peak of the GPUs; absent on CPU."""
     memory_bytes: int | None = None
@@ -326,7 +334,8 @@ class Progress(Measurements):
     attempt: PositiveInt
     eta_seconds: float | None = None
     last_step_age_seconds: float | None = None
-    """Seconds since the last optimizer step ended: grows when a rank hangs."""
+    """Seconds since the last optimizer step, or the last micro batch of an evaluation, ended: grows when a
+    rank hangs."""
     seconds_total: float = 0.0
     """Wall time of this attempt since its process started."""
 

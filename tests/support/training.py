@@ -63,6 +63,7 @@ def write_model(directory: Path, layers: int = 2, hidden: int = 32, seed: int = 
     return directory
 
 
+_OF_DATASET = ("max_invalid_fraction", "eval_path", "eval_fraction")
 _BESIDE_TRAINING = ("method", "deepspeed", "merge_adapter", "evaluation", "tensorboard")
 
 
@@ -79,7 +80,7 @@ def make_job(
     """A `TrainJob` for this machine's processors; `training` are fields of `Training` by their Python
     names."""
     checkpoint = {"every_steps": training.pop("every_steps", 1000), "keep": training.pop("keep", 10)}
-    invalid = training.pop("max_invalid_fraction", 0.0)
+    dataset = {name: training.pop(name) for name in _OF_DATASET if name in training}
     beside = {name: training.pop(name) for name in _BESIDE_TRAINING if name in training}
     fields = {"precision": "fp32", "max_length": 128, "learning_rate": 1e-3, "max_steps": 6, **training}
     return TrainJob.model_validate(
@@ -89,7 +90,7 @@ def make_job(
             "uid": "uid",
             "attempt": 1,
             "model": {"size": "custom", "path": str(model)},
-            "dataset": {"path": str(data), "max_invalid_fraction": invalid},
+            "dataset": {"path": str(data), **dataset},
             "method": {"full": {}},
             **beside,
             "training": {name: value for name, value in fields.items() if value is not None},

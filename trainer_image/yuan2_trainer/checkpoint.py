@@ -117,13 +117,21 @@ class Checkpoints:
         if dist.get_rank() == 0 and self.root.is_dir():
             remove_partials(self.root)
         dist.barrier()
-        for found in complete_checkpoints(self.root, self.warn if dist.get_rank() == 0 else _silent):
-            problems = [problem for problem in _gather(self._verify_share(found)) if problem]
-            if not problems:
-                return found
-            if dist.get_rank() == 0:
-                self.warn(f"checkpoint {found.directory.name} is skipped: {problems[0]}")
-        return None
+        found = complete_checkpoints(self.root, self.warn if dist.get_rank() == 0 else _silent)
+        return next((checkpoint for checkpoint in found if self._is_sound(checkpoint)), None)
+
+    def find(self, step: int) -> Found | None:
+        """The checkpoint of a step, if it is complete and its files have their checksums."""
+        self.finish()
+        dist.barrier()
+        found = complete_checkpoints(self.root, _silent)
+        return next((item for item in found if item.manifest.step == step and self._is_sound(item)), None)
+
+    def _is_sound(self, found: Found) -> bool:
+        problems = [problem for problem in _gather(self._verify_share(found)) if problem]
+        if problems and dist.get_rank() == 0:
+            self.warn(f"checkpoint {found.directory.name} is skipped: {problems[0]}")
+        return not problems
 
     def _verify_share(self, found: Found) -> str | None:
         mine = sorted(found.manifest.files)[dist.get_rank() :: dist.get_world_size()]

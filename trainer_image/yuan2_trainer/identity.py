@@ -18,12 +18,24 @@ _FREE = (
 """Fields of `training` that may change between attempts: they decide how fast a step is, not what is
 learned from which sample."""
 
+_EVALUATION = "dataset.evalSource"
 
-def run_identity(job: TrainJob, data_fingerprint: str) -> dict[str, Any]:
-    """Field name to value of everything that must stay the same while a run goes on from its checkpoints."""
+
+def run_identity(job: TrainJob, data_fingerprint: str, eval_fingerprint: str | None = None) -> dict[str, Any]:
+    """Field name to value of everything that must stay the same while a run goes on from its checkpoints.
+
+    Args:
+        job: what to train.
+        data_fingerprint: of the training data, what is held out of them included.
+        eval_fingerprint: of other data to evaluate on.
+    """
     training = job.training.model_dump(mode="json", by_alias=True, exclude_none=True)
     fields = {f"training.{name}": value for name, value in training.items() if name not in _FREE}
     method = job.method.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if job.dataset.eval_fraction > 0:
+        fields["dataset.evalFraction"] = job.dataset.eval_fraction
+    if eval_fingerprint is not None:
+        fields[_EVALUATION] = eval_fingerprint
     return {**fields, "model.size": job.model.size, "method": method, "dataset": data_fingerprint}
 
 
@@ -36,6 +48,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _difference(name: str, before: object, now: object) -> str:
     if name == "dataset":
         return "the prepared data (dataset, tokenizer or maxLength) changed"
+    if name == _EVALUATION:
+        return "the data of dataset.evalSource, which its evaluations are compared on, changed"
     return f"{name} was {_shown(before)} and is {_shown(now)}"
 
 

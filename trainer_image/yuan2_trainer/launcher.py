@@ -190,7 +190,9 @@ class Launcher:
             return True
         patience = max(STOP_PATIENCE, 3 * (snapshot.step_seconds or 0.0))
         stuck = snapshot.last_step_at is None or snapshot.last_step_at < asked_at
-        return snapshot.state == "training" and stuck and time.monotonic() - asked_at > patience
+        return (
+            snapshot.state in ("training", "evaluating") and stuck and time.monotonic() - asked_at > patience
+        )
 
     def _beat(self) -> None:
         """Called during preparation."""

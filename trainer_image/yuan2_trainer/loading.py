@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from yuan2_core.conflicts import adapter_of
 from yuan2_core.contract import TrainJob
@@ -28,10 +29,7 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
     """
     model = load_for_training(job)
     if found is not None:
-        reader = ShardReader(found)
-        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        # The optimizer's fp32 weights, rounded as an optimizer step rounds them.
-        fill(model, ((name, reader.full(name)) for name in names))
+        put_weights(model, found)
     model.config.use_cache = False
     if job.training.gradient_checkpointing:
         _compute_layers_again(model, job)
@@ -42,6 +40,14 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
     else:
         restore(engine, found)
     return engine
+
+
+def put_weights(model: nn.Module, found: Found) -> None:
+    """Give a model the trained weights of a checkpoint: the optimizer's, rounded as an optimizer step rounds
+    them."""
+    reader = ShardReader(found)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    fill(model, ((name, reader.full(name)) for name in names))
 
 
 def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:

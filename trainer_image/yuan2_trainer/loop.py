@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,8 @@ import torch.distributed as dist
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.checkpoint import Checkpoints
 from yuan2_trainer.data.order import Course, Indices, Position, epoch_order
+from yuan2_trainer.evaluation import AskedToEndError
+from yuan2_trainer.judging import Judge, preempted_before
 from yuan2_trainer.mfu import Meter
 from yuan2_trainer.outcome import JobError, PreemptedError
 from yuan2_trainer.progress import StepReport, Tracker
@@ -23,7 +24,7 @@ from yuan2_trainer.step import Stepper, StepResult
 from yuan2_trainer.workspace import Workspace
 
 NOT_FINITE_LIMIT = 3
-"""Steps in a row whose loss is not a number after which a run stops: its weights are lost."""
+"""Steps in a row whose loss or gradient is not finite after which a run stops: its weights are lost."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,18 +46,27 @@ class Loop:
     """Of one rank a node: its launcher wants to know."""
     recording: Recording | None = None
     """Of rank 0."""
+    judge: Judge | None = None
+    """Of runs that hold data out."""
+    samples: Indices | None = None
+    """What is trained on; `None`: all samples."""
     _orders: dict[int, Indices] = field(default_factory=dict)
     _not_finite: int = 0
 
     def run(self, position: Position) -> Position:
-        """Train to the end of the course.
+        """Train to the end of the course, or until evaluations bring nothing better.
 
         Raises:
-            PreemptedError: the pod was asked to end; a checkpoint was written.
+            PreemptedError: the pod was asked to end; a checkpoint was written, unless nothing was done yet.
             JobError: the loss stopped being a number.
             OutputFullError: no room for a checkpoint.
         """
+        if self._judge(position, stop=False):
+            raise preempted_before(position.step)
         for after, epoch, first, last in self.course.steps(position):
+            if self.judge is not None and self.judge.exhausted:
+                self._tell(total_steps=position.step)
+                break
             began = time.monotonic()
             rate = self._learning_rate(position.step)
             seed_step(self.job.training.seed, position.step)
@@ -67,6 +77,8 @@ class Loop:
             self._watch_loss(position, result)
             self._after_step(position, result)
         self._note_checkpoint(self.checkpoints.finish())
+        if self._not_finite:
+            raise self._lost(position)
         return position
 
     def _learning_rate(self, step: int) -> float:
@@ -75,21 +87,40 @@ class Loop:
         return training.learning_rate * rate_factor(step, self.total_steps, warmup, training.schedule)
 
     def _after_step(self, position: Position, result: StepResult) -> None:
+        stop = self._judge(position, result.stop)
         due = position.step % self.job.checkpoint.every_steps == 0
-        ended = position.step >= self.total_steps  # the export follows, which says more than a checkpoint
-        if ended or not (due or result.stop) or self._not_finite:
+        if self.judge is not None:
+            due = due or self.judge.leads(position)
+        if self._ended(position) or not (due or stop) or self._not_finite:
             return
-        self.save(position, overlap=not result.stop)
-        if result.stop:
+        self.save(position, overlap=not stop)
+        if stop:
             raise PreemptedError(
                 f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, "
                 "the next attempt goes on from there"
             )
 
+    def _judge(self, position: Position, stop: bool) -> bool:
+        """Evaluate if it is due; returns whether the pod was asked to end, before or meanwhile."""
+        if self.judge is None or stop or not self.judge.pending(position, self.total_steps):
+            return stop
+        try:
+            self.judge.evaluate(position)
+        except AskedToEndError:
+            return True
+        return False
+
+    def _ended(self, position: Position) -> bool:
+        """Whether nothing but the export is left, which says more than a checkpoint."""
+        judged = self.judge is None or not self.judge.pending(position, self.total_steps)
+        return position.step >= self.total_steps and judged
+
     def save(self, position: Position, overlap: bool = True) -> None:
         """Write a checkpoint, beside the following steps if `overlap`."""
         self._tell(state="saving")
         facts = {"total_steps": self.total_steps, "stage": self.job.stage, "identity": self.identity}
+        if self.judge is not None:
+            facts["standing"] = self.judge.standing
         self.checkpoints.save(self.stepper.engine, position, facts, overlap)
         self._tell(state="training")
         self._note_checkpoint(self.checkpoints.completed())
@@ -105,22 +136,30 @@ class Loop:
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:
             conversations = self.stepper.store.conversations
-            self._orders = {epoch: epoch_order(conversations, self.job.training.seed, epoch)}
+            if self.samples is not None:
+                conversations = conversations[self.samples]
+            order = epoch_order(conversations, self.job.training.seed, epoch)
+            self._orders = {epoch: order if self.samples is None else self.samples[order]}
         return self._orders[epoch]
 
     def _watch_loss(self, position: Position, result: StepResult) -> None:
-        self._not_finite = 0 if math.isfinite(result.loss) else self._not_finite + 1
+        self._not_finite = 0 if result.is_finite else self._not_finite + 1
         if self._not_finite >= NOT_FINITE_LIMIT:
             self._note_checkpoint(self.checkpoints.finish())
-            saved = (
-                "there is no checkpoint"
-                if self.last_checkpoint is None
-                else (f"the last good checkpoint is that of step {self.last_checkpoint}")
-            )
-            raise JobError(
-                f"training: the loss was not a number in steps {position.step - NOT_FINITE_LIMIT + 1} to "
-                f"{position.step}; lower training.learningRate or check the data; {saved}"
-            )
+            raise self._lost(position)
+
+    def _lost(self, position: Position) -> JobError:
+        """Another attempt would come to the same end, so this one is the last."""
+        saved = (
+            "there is no checkpoint"
+            if self.last_checkpoint is None
+            else f"the last good checkpoint is that of step {self.last_checkpoint}"
+        )
+        return JobError(
+            f"training: the loss or its gradient was not a finite number from step "
+            f"{position.step - self._not_finite + 1} to {position.step}; {saved}; train anew, with another "
+            "output path, a lower training.learningRate, a longer warm-up, or without the data that cause it"
+        )
 
     def _report(self, position: Position, rate: float, result: StepResult, seconds: float) -> None:
         if self.tracker is None:

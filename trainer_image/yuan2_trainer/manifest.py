@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from yuan2_trainer.data.order import Position
+from yuan2_trainer.standing import Standing
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -50,6 +51,8 @@ class Manifest(BaseModel):
     stage: int
     identity: dict[str, Any]
     """What must not change between the attempts of one run: see `identity.run_identity`."""
+    standing: Standing | None = None
+    """What evaluations have shown up to here, if there are any."""
     shapes: dict[str, list[int]]
     files: dict[str, ShardFile]
 
@@ -135,9 +138,12 @@ def _open(directory: Path, warn: Callable[[str], None]) -> Found | None:
 
 
 def surplus(root: Path, keep: int) -> list[Path]:
-    """Complete checkpoints beyond the `keep` newest complete ones; damaged ones never push out a good one."""
+    """Complete checkpoints beyond the `keep` newest complete ones and the best one that these know of;
+    damaged ones never push out a good one."""
     complete = list(complete_checkpoints(root, lambda _: None))
-    return [found.directory for found in complete[max(1, keep) :]]
+    kept, others = complete[: max(1, keep)], complete[max(1, keep) :]
+    best = {found.manifest.standing.best_step for found in kept if found.manifest.standing is not None}
+    return [found.directory for found in others if found.manifest.step not in best]
 
 
 def remove_checkpoint(directory: Path) -> None:

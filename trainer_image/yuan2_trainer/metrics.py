@@ -18,11 +18,22 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends reports; a resumed run first drops the lines of steps that it will do again."""
+    """Appends reports; a resumed run first drops the lines of steps and evaluations that it will do again.
 
-    def __init__(self, path: Path, resumed_step: int) -> None:
+    Args:
+        path: of the log.
+        resumed_step: of the checkpoint that the run goes on from; 0 begins anew.
+        evaluated_step: of the last evaluation that the checkpoint knows of.
+    """
+
+    def __init__(self, path: Path, resumed_step: int, evaluated_step: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [json.dumps(row) for row in read_metrics(path) if row["step"] <= resumed_step]
+        last_evaluation = -1 if evaluated_step is None else evaluated_step
+        kept = [
+            json.dumps(row)
+            for row in read_metrics(path)
+            if row["step"] <= (last_evaluation if "evalLoss" in row else resumed_step)
+        ]
         beside = path.with_name(path.name + ".new")
         beside.write_text("".join(f"{line}\n" for line in kept if resumed_step), encoding="utf-8")
         beside.replace(path)

@@ -15,6 +15,7 @@ from yuan2_core.presets import config_differences
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import check_model_directory
 from yuan2_model.dimensions import Dimensions
+from yuan2_trainer.data.holdout import set_aside
 from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
 from yuan2_trainer.data.rendering import Beat
 from yuan2_trainer.manifest import BYTES_PER_PARAMETER
@@ -40,6 +41,7 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     check_output(job, dimensions)
     cache = data_cache(job.output)
     prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat, cache)
+    prepared = set_aside(job, prepared, tokenizer, workspace, beat, cache)
     if prepared.longest > dimensions.max_position_embeddings:
         raise JobError(
             f"training.maxLength {job.training.max_length}: a sequence has {prepared.longest} tokens, "

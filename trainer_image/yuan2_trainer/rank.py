@@ -66,7 +66,7 @@ def train(workspace: Workspace) -> str:
     from yuan2_trainer.identity import run_identity
     from yuan2_trainer.record import completed_step, make_record, write_record
 
-    identity = run_identity(job, prepared.fingerprint)
+    identity = run_identity(job, prepared.fingerprint, prepared.eval_fingerprint)
     done = completed_step(job, identity)
     if done is not None:
         return f"{job.output} holds the result of this very run already: {done} steps"
@@ -74,22 +74,30 @@ def train(workspace: Workspace) -> str:
     record = make_record(job, identity, prepared)
     if loop.recording is not None:
         write_record(job, record, position.step, complete=False)
+    judge = loop.judge
     try:
+        if judge is not None and position.step == 0:
+            judge.answer_before()
         position = loop.run(position)
     finally:
         if loop.recording is not None:
             loop.recording.close()
     if loop.tracker is not None:
         loop.tracker.update(state="exporting")
+    step = position.step if judge is None else judge.put_best_in_place(loop.checkpoints, position.step)
     exported = export_model(loop.stepper.engine, job)
+    if judge is not None:
+        judge.answer_after(step)
     if loop.recording is not None:
         loop.recording.draw()
-        write_record(job, record, position.step, complete=True)
+        write_record(job, record, position.step, complete=True, exported_step=step)
     if loop.tracker is not None:
         loop.tracker.update(state="complete")
     dist.barrier()
     if dist.get_rank() == 0:
         discard_cache(job.output)
+    if judge is not None:
+        return f"{judge.words(position.step, loop.total_steps, step)} {exported}"
     return f"{position.step} steps done; {exported}"
 
 
@@ -148,8 +156,10 @@ def build_loop(
 
     from yuan2_model.dimensions import read_dimensions
     from yuan2_trainer.checkpoint import Checkpoints
+    from yuan2_trainer.data.holdout import training_samples
     from yuan2_trainer.data.order import Course, Position
     from yuan2_trainer.data.store import SampleStore
+    from yuan2_trainer.judging import build_judge
     from yuan2_trainer.loading import load_engine
     from yuan2_trainer.loop import Loop, world_batch
     from yuan2_trainer.mfu import Meter
@@ -180,10 +190,16 @@ def build_loop(
     last_checkpoint = None if found is None else position.step
     meter = Meter.of(job, read_dimensions(engine.module.config.to_dict()))
     loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, last_checkpoint, meter)
+    loop.samples = training_samples(workspace)
+    standing = None if found is None else found.manifest.standing
+    loop.judge = build_judge(job, workspace, stepper, course, standing)
     if dist.get_rank() == 0:
-        loop.recording = Recording(job, position.step)
+        evaluated = None if standing is None else standing.evaluated_step
+        loop.recording = Recording(job, position.step, evaluated)
     if os.environ["LOCAL_RANK"] == "0":
         loop.tracker = _tracker(workspace, prepared, position, total, found is not None)
+    if loop.judge is not None:
+        loop.judge.attach(loop.tracker, loop.recording)
     if found is not None:
         _LOG.info("going on from %s, step %d of %d", found.directory.name, position.step, total)
     return loop, position

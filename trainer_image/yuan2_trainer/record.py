@@ -46,9 +46,14 @@ def make_record(job: TrainJob, identity: dict[str, Any], prepared: Prepared) -> 
     }
 
 
-def write_record(job: TrainJob, record: dict[str, Any], step: int, complete: bool) -> None:
-    """Leave the record in the output, with how far the run came."""
-    text = json.dumps({**record, "step": step, "complete": complete}, ensure_ascii=False, indent=2)
+def write_record(
+    job: TrainJob, record: dict[str, Any], step: int, complete: bool, exported_step: int | None = None
+) -> None:
+    """Leave the record in the output, with how far the run came and whose step's weights it left."""
+    ending = {"step": step, "complete": complete}
+    if exported_step is not None:
+        ending["exportedStep"] = exported_step
+    text = json.dumps({**record, **ending}, ensure_ascii=False, indent=2)
     replace(Path(job.output) / JOB_RECORD, text + "\n")
 
 

@@ -20,13 +20,13 @@ _LOG = logging.getLogger(__name__)
 class Recording:
     """Told of every step, evaluation and checkpoint."""
 
-    def __init__(self, job: TrainJob, resumed_step: int) -> None:
+    def __init__(self, job: TrainJob, resumed_step: int, evaluated_step: int | None = None) -> None:
         self._output = Path(job.output)
         self._name = job.name
         self._tensorboard = (
             TensorBoardLog(self._output / "tensorboard", resumed_step) if job.tensorboard else None
         )
-        self._metrics = MetricsLog(self._output / METRICS, resumed_step)
+        self._metrics = MetricsLog(self._output / METRICS, resumed_step, evaluated_step)
         self._drawn_at = time.monotonic()
 
     def after_step(self, report: StepReport) -> None:

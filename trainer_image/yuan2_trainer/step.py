@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ class StepResult:
     memory_bytes: int
     """Highest memory of a rank so far."""
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are numbers; DeepSpeed says -1 for the norm of a gradient that is not."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm) and self.grad_norm >= 0
+
 
 @dataclass(frozen=True)
 class Stepper:
@@ -55,6 +61,10 @@ class Stepper:
     max_length: int
     max_grad_norm: float
     packing: bool
+
+    def over(self, store: SampleStore) -> Stepper:
+        """The same over other samples."""
+        return replace(self, store=store)
 
     def run(self, batch: Indices, learning_rate: float, stop: bool) -> StepResult:
         """One optimizer step over the samples `batch` of all ranks."""
@@ -79,20 +89,20 @@ class Stepper:
 
     def _accumulate(self, batch: Indices, labelled: int) -> Tensor:
         """Forward and backward of this rank's share; returns its sum of losses."""
-        mine = share_of_rank(self._cut(batch), dist.get_rank(), dist.get_world_size())
+        mine = share_of_rank(self.cut(batch), dist.get_rank(), dist.get_world_size())
         scale = dist.get_world_size() * self.accumulation_steps / max(1, labelled)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, rows in enumerate(mine, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
             # A rank with nothing left computes a sample that counts for nothing: collectives need every rank.
-            loss_sum = self._loss_sum([batch[:1]] if rows is None else rows)
+            loss_sum = self.loss_sum([batch[:1]] if rows is None else rows)
             if rows is None:
                 loss_sum = loss_sum * 0.0
             self.engine.backward(loss_sum * scale)
             total += loss_sum.detach()
         return total
 
-    def _cut(self, batch: Indices) -> list[list[Row]]:
+    def cut(self, batch: Indices) -> list[list[Row]]:
         """The global batch as micro batches of all ranks."""
         return cut_batch(
             batch,
@@ -103,9 +113,10 @@ class Stepper:
             packing=self.packing,
         )
 
-    def _loss_sum(self, rows: list[Row]) -> Tensor:
+    def loss_sum(self, rows: list[Row], model: Any = None) -> Tensor:
+        """Sum of the losses of a micro batch, through the engine or through the model inside it."""
         micro = collate(self.store, rows, self.pad_id, self.max_length)
-        output = self.engine(
+        output = (self.engine if model is None else model)(
             input_ids=self._tensor(micro.input_ids),
             attention_mask=self._tensor(micro.attention_mask),
             labels=self._tensor(micro.labels),

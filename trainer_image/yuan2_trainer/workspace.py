@@ -28,6 +28,21 @@ class Workspace:
         return self.root / "samples"
 
     @property
+    def evaluation(self) -> Path:
+        """Prepared data to evaluate on, where they come from a file of their own: another `SampleStore`."""
+        return self.root / "evaluation"
+
+    @property
+    def held_out(self) -> Path:
+        """Otherwise the samples of `samples` to evaluate on, int64 (`.npy`)."""
+        return self.root / "held-out.npy"
+
+    @property
+    def training(self) -> Path:
+        """And those that are left to train on."""
+        return self.root / "training.npy"
+
+    @property
     def prepared(self) -> Path:
         """Facts about the data; its presence tells the ranks that they may start."""
         return self.root / "prepared.json"

@@ -104,13 +104,13 @@ def epoch_order(conversations: NDArray[np.int32], seed: int, epoch: int) -> Indi
     sizes = np.diff(firsts, append=count)
     index = np.arange(len(firsts), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        key = _mix(_mix(np.uint64(seed & (2**64 - 1)) + np.zeros_like(index)) + np.uint64(epoch))
-        order = np.argsort(_mix(key + index), kind="stable")
+        key = mix(mix(np.uint64(seed & (2**64 - 1)) + np.zeros_like(index)) + np.uint64(epoch))
+        order = np.argsort(mix(key + index), kind="stable")
     ends = np.cumsum(sizes[order])
     return (np.arange(count) + np.repeat(firsts[order] - ends + sizes[order], sizes[order])).astype(np.int64)
 
 
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The splitmix64 generator's step and finaliser (Steele, Lea, Flood 2014)."""
     z = value + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

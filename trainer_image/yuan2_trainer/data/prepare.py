@@ -39,6 +39,10 @@ class Prepared(BaseModel):
     tokens: int
     fingerprint: str
     pad_id: int
+    eval_samples: int = 0
+    """Sequences held out to evaluate on."""
+    eval_fingerprint: str | None = None
+    """Fingerprint of the evaluation's own data, if they are none of the others."""
 
 
 class Facts(BaseModel):

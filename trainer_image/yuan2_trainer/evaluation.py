@@ -1,0 +1,112 @@
+"""How a run is judged on data that it does not train on.
+
+The loss is the mean over the labelled tokens of all held-out data, so that neither the number of ranks nor
+the shape of a batch changes it. The model is in evaluation mode meanwhile, without dropout, and nothing that
+training depends on is touched.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from yuan2_trainer.data.holdout import HeldOut
+from yuan2_trainer.data.order import share_of_rank
+from yuan2_trainer.data.packing import Row
+from yuan2_trainer.progress import Tracker
+from yuan2_trainer.step import Stepper
+
+BEAT_SECONDS = 1.0
+"""So often, at most, an evaluation says that it goes on."""
+
+
+class AskedToEndError(Exception):
+    """Some rank's pod was asked to end while no optimizer step was under way."""
+
+
+@dataclass
+class Pulse:
+    """What a rank does between two forward passes: all ranks agree whether to go on, and this one tells that
+    it is alive."""
+
+    asked_to_end: Callable[[], bool]
+    device: torch.device
+    tracker: Tracker | None = None
+    _told_at: float = -math.inf
+
+    def beat(self, busy: bool = True) -> bool:
+        """Whether any rank is busy.
+
+        Raises:
+            AskedToEndError: on all ranks alike.
+        """
+        answer = torch.tensor([float(self.asked_to_end()), float(busy)], device=self.device)
+        dist.all_reduce(answer)
+        asked, working = answer.tolist()
+        if asked:
+            raise AskedToEndError
+        now = time.monotonic()
+        if self.tracker is not None and now - self._told_at >= BEAT_SECONDS:
+            self._told_at = now
+            self.tracker.update(last_step_at=now)
+        return bool(working)
+
+
+@contextmanager
+def evaluating(engine: Any) -> Iterator[Any]:
+    """The model, in evaluation mode and without gradients, and back in training mode afterwards.
+
+    It is called itself and not through the engine, which counts passes and profiles the ones of training.
+    """
+    engine.eval()
+    try:
+        with torch.no_grad():
+            yield engine.module
+    finally:
+        engine.train()
+
+
+@dataclass
+class Evaluator:
+    """Computes the loss on held-out data; all ranks together."""
+
+    stepper: Stepper
+    """Of training: batches are cut and packed as there."""
+    held_out: HeldOut
+
+    def loss(self, pulse: Pulse) -> float:
+        """Mean over labelled tokens.
+
+        Raises:
+            AskedToEndError: before it was complete.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.stepper.device)
+        with evaluating(self.stepper.engine) as model:
+            for rows in self._share:
+                pulse.beat()
+                # As in training, a rank with nothing left takes part with a sample that does not count:
+                # ZeRO-3 gathers weights in every pass.
+                used = [self.held_out.indices[:1]] if rows is None else rows
+                loss = self._stepper.loss_sum(used, model)
+                if rows is not None:
+                    total += loss.double()
+        dist.all_reduce(total)
+        return float(total) / int(self.held_out.store.labelled[self.held_out.indices].sum())
+
+    @cached_property
+    def _stepper(self) -> Stepper:
+        return self.stepper.over(self.held_out.store)
+
+    @cached_property
+    def _share(self) -> list[list[Row] | None]:
+        """This rank's micro batches; every rank has as many."""
+        cut = self._stepper.cut(self.held_out.indices)
+        return share_of_rank(cut, dist.get_rank(), dist.get_world_size())
