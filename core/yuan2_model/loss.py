@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = -100
-"""Label of a position that is not learned (the value that PyTorch's cross-entropy ignores)."""
+from yuan2_core.conversation import IGNORED
+
 _CHUNK_LOGITS = 1 << 26
 """Logits held at once, 256 MiB in fp32: 496 tokens of the published vocabulary."""
 
@@ -28,8 +28,8 @@ class LossSum(NamedTuple):
 def shifted_labels(labels_BT: Tensor, starts_BT: Tensor | None = None) -> Tensor:
     """Label of what follows each token, [B, T]; that of a sequence's first token follows nothing: ignored."""
     if starts_BT is not None:
-        labels_BT = labels_BT.masked_fill(starts_BT, IGNORE_INDEX)
-    ends_B1 = labels_BT.new_full((labels_BT.shape[0], 1), IGNORE_INDEX)
+        labels_BT = labels_BT.masked_fill(starts_BT, IGNORED)
+    ends_B1 = labels_BT.new_full((labels_BT.shape[0], 1), IGNORED)
     return torch.cat((labels_BT[:, 1:], ends_B1), dim=1)
 
 
@@ -44,11 +44,11 @@ def labelled_loss_sum(
     Args:
         hidden_BTH: outputs of the final norm.
         weight_VH: rows of the output layer.
-        next_BT: label of each position (see `shifted_labels`), `IGNORE_INDEX` where there is none.
+        next_BT: label of each position (see `shifted_labels`), `IGNORED` where there is none.
         chunk: labelled tokens whose logits are held at once; absent, as many as make 256 MiB in fp32.
     """
     flat_N = next_BT.flatten()
-    labelled_L = (flat_N != IGNORE_INDEX).nonzero().flatten()
+    labelled_L = (flat_N != IGNORED).nonzero().flatten()
     hidden_LH = hidden_BTH.flatten(0, 1).index_select(0, labelled_L).to(weight_VH.dtype)
     if chunk is None:
         chunk = max(1, _CHUNK_LOGITS // weight_VH.shape[0])

@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from yuan2_core.conversation import IGNORED
 from yuan2_model.cache import Yuan2Cache
 from yuan2_model.config import Yuan2Config
 from yuan2_model.layers import DecoderLayer, LanguageModelHead, PairConvolution, RMSNorm, rotation
 from yuan2_model.layout import Layout, lay_out
-from yuan2_model.loss import IGNORE_INDEX, LossSum, shifted_labels
+from yuan2_model.loss import LossSum, shifted_labels
 
 
 @dataclass
@@ -222,13 +223,11 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _loss(self, hidden_BTH: Tensor, logits: Tensor | None, next_BT: Tensor, chunk: int | None) -> LossSum:
-        count = int((next_BT != IGNORE_INDEX).sum())
+        count = int((next_BT != IGNORED).sum())
         if logits is None:
             return LossSum(self.lm_head(hidden_BTH, next_BT, chunk), count)
         flat = logits.flatten(0, 1).float()
-        return LossSum(
-            cross_entropy(flat, next_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"), count
-        )
+        return LossSum(cross_entropy(flat, next_BT.flatten(), ignore_index=IGNORED, reduction="sum"), count)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""

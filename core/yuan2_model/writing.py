@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from yuan2_core.durable import sync
 from yuan2_model.config import Yuan2Config
 from yuan2_model.dimensions import EMBEDDING, HEAD, IGNORED_SUFFIX, tensor_shapes
 from yuan2_model.files import (
@@ -121,12 +122,12 @@ def _write_shard(path: Path, group: Mapping[str, Tensor]) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     # The library makes files that only their writer may read; a model is read by other pods and people.
     path.chmod(_READABLE)
-    _sync(path)
+    sync(path)
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _sync(path)
+    sync(path)
 
 
 def _config_text(config: Yuan2Config, embedding: Tensor) -> str:
@@ -137,24 +138,16 @@ def _config_text(config: Yuan2Config, embedding: Tensor) -> str:
 def _publish(stage: Path, root: Path, names: list[str]) -> None:
     """Swap the staged files in; every step is a rename or a removal, synced before config.json appears."""
     (root / CONFIG_FILE).unlink(missing_ok=True)
-    _sync(root)
+    sync(root)
     for old in root.iterdir():
         stale = _WEIGHT_FILES.fullmatch(old.name) or old.name in (SAFETENSORS_INDEX, BIN_INDEX, BIN_FILE)
         if stale and old.name not in names:
             old.unlink()
     for name in names:
         (stage / name).replace(root / name)
-    _sync(root)
+    sync(root)
     (stage / CONFIG_FILE).replace(root / CONFIG_FILE)
-    _sync(root)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(root)
 
 
 def _bytes(size: int | str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from yuan2_core.durable import sync
 from yuan2_trainer.background import Background
 from yuan2_trainer.data.order import Position
 from yuan2_trainer.fragments import Fragment, live_fragments, set_step
@@ -193,24 +193,13 @@ def _write_own_shard(held: list[Fragment], partial: Path) -> tuple[str, ShardFil
 
 
 def _complete(partial: Path, final: Path, manifest: Manifest) -> None:
-    with (partial / MANIFEST).open("w", encoding="utf-8") as stream:
-        stream.write(manifest.model_dump_json())
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_directory(partial)
+    (partial / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    sync(partial / MANIFEST)
+    sync(partial)
     if final.exists():
         remove_checkpoint(final)
     partial.rename(final)
-    sync_directory(final.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory last through a power failure."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(final.parent)
 
 
 def _make_empty(directory: Path) -> None:

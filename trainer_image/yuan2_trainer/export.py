@@ -12,11 +12,11 @@ from torch import Tensor
 
 from yuan2_core.conflicts import adapter_of
 from yuan2_core.contract import LoRA, TrainJob
+from yuan2_core.durable import sync
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import save_model
 from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_trainer.adapters import is_adapter, merged_weights, save_adapter
-from yuan2_trainer.checkpoint import sync_directory
 from yuan2_trainer.partitioned import gathered
 from yuan2_trainer.quantised import dequantised
 
@@ -111,5 +111,5 @@ def put_in_place(partial: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    sync_directory(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)

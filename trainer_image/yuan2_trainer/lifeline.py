@@ -18,7 +18,8 @@ from typing import Any
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
-"""An agent does nothing but wait, so its pod or its node is gone; with `GRACE_SECONDS` below half a minute."""
+"""An agent does nothing but wait: its pod or its node is gone. With `GRACE_SECONDS` it is below half a
+minute."""
 GRACE_SECONDS = 5.0
 """In which the ranks may end by themselves and say more."""
 
@@ -121,7 +122,7 @@ class Lifeline:
 
 
 def _connect(address: str, port: int) -> Any:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch builds that name at run time
 
     store = TCPStore(address, port, is_master=False, timeout=_JOINING, wait_for_workers=False)
     store.set_timeout(_ANSWER)
