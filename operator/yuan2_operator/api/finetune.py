@@ -194,6 +194,24 @@ class Attempt(Status):
     """When its end was seen."""
 
 
+class RunEstimate(Status):
+    """What a run will need, as far as its spec, its GPU and its data are known."""
+
+    gpu: str | None = None
+    """The GPU of `workers.nodeSelector`; absent, there are no hours and no verdict."""
+    memory_per_gpu: str
+    """Memory of each GPU that a monitor will show, a quantity."""
+    host_memory_per_gpu: str | None = None
+    """Memory of the host that `deepspeed.offload` takes for each GPU, a quantity."""
+    hours: float | None = None
+    """Hours of all optimizer steps; absent until the data have been read, unless `training.maxSteps` says how
+    many."""
+    hours_at_most: bool | None = None
+    """The hours are those of full rows, since the data have not been read yet."""
+    fits: bool | None = None
+    """Whether the GPUs have that memory; if not, `Accepted` says what to change."""
+
+
 class FineTuneStatus(Status):
     """Where a run stands."""
 
@@ -217,8 +235,24 @@ class FineTuneStatus(Status):
     """Mean loss of the last step, four decimals."""
     learning_rate: float | None = None
     """Learning rate of the last step."""
+    eval_loss: float | None = None
+    """Mean loss on the data held out of training at the last evaluation, four decimals."""
+    best_step: int | None = None
+    """Step of the lowest `evalLoss` so far."""
     tokens_per_second: float | None = None
     """Tokens of all ranks a second of step time."""
+    mfu: float | None = None
+    """Share of the GPUs' peak FLOPs that the model's arithmetic reaches, three decimals; absent on CPU."""
+    peak_memory: str | None = None
+    """Highest memory of a process, a quantity: allocated on its GPU, resident on CPU."""
+    samples: int | None = None
+    """Sequences to train on."""
+    tokens: int | None = None
+    """Tokens of those sequences."""
+    dropped_samples: int | None = None
+    """Sequences left without a label and records refused, within `maxInvalidFraction`."""
+    estimate: RunEstimate | None = None
+    """What the run will need, told before it starts; absent for `custom` models and for CPUs."""
     eta: str | None = None
     """Time left, rounded: `58m`."""
     attempt: int | None = None
@@ -252,7 +286,10 @@ PRINTER_COLUMNS: list[dict[str, Any]] = [
     {"name": "ETA", "type": "string", "jsonPath": ".status.eta"},
     {"name": "Restarts", "type": "integer", "jsonPath": ".status.restarts"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {"name": "Eval Loss", "type": "number", "jsonPath": ".status.evalLoss", "priority": 1},
     {"name": "Tokens/s", "type": "number", "jsonPath": ".status.tokensPerSecond", "priority": 1},
+    {"name": "MFU", "type": "number", "jsonPath": ".status.mfu", "priority": 1},
+    {"name": "Memory", "type": "string", "jsonPath": ".status.peakMemory", "priority": 1},
     {
         "name": "Message",
         "type": "string",

@@ -121,11 +121,16 @@ def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
         output=_path_of(spec.output.persistent_volume_claim),
         merge_adapter=spec.output.merge_adapter,
         tensorboard=spec.output.tensorboard,
-        launch=Launch(
-            nodes=spec.workers.replicas,
-            processes_per_node=processes(spec),
-            device="cpu" if spec.workers.gpus_per_worker is None else "cuda",
-        ),
+        launch=launch(spec),
+    )
+
+
+def launch(spec: FineTuneSpec) -> Launch:
+    """The processes of an attempt."""
+    return Launch(
+        nodes=spec.workers.replicas,
+        processes_per_node=processes(spec),
+        device="cpu" if spec.workers.gpus_per_worker is None else "cuda",
     )
 
 

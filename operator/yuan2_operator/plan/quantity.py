@@ -23,3 +23,8 @@ def parse_quantity(text: str | int | float) -> Decimal:
         return Decimal(digits) * (_FACTORS[suffix] if suffix else 1)
     except (ArithmeticError, KeyError) as error:
         raise ValueError(f"{written!r} is not a quantity such as 4, 500m or 64Gi") from error
+
+
+def decimal_gigabytes(size: float) -> str:
+    """Bytes as a quantity that people read: `3.9G`, `44G`."""
+    return f"{size / 1e9:.{0 if size >= 9.95e9 else 1}f}G"

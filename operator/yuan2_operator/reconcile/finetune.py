@@ -9,20 +9,15 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from yuan2_core.contract import Progress
-from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus
+from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.apply import Occupied, key_of, owned
 from yuan2_operator.cache import Object
 from yuan2_operator.client import CONFIG_MAPS, FINETUNES, JOBS, PODS, Forbidden, Invalid
 from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
 from yuan2_operator.manifests.finetune import finetune_manifests
-from yuan2_operator.plan.finetune import (
-    FineTunePlan,
-    job_name,
-    plan_finetune,
-    references,
-    summary,
-)
+from yuan2_operator.plan.estimate import PreparedData, acceptance, estimate_of, status_estimate
+from yuan2_operator.plan.finetune import FineTunePlan, job_name, plan_finetune, references
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.queue import Key
@@ -50,6 +45,8 @@ class Subject:
     before: Object
     """The prior status as the API has it."""
     now: datetime
+    prepared: PreparedData | None = None
+    """What is known of its data."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,8 @@ class Decision:
 
     ledger: Ledger
     acceptance: Verdict
+    estimate: RunEstimate | None = None
+    """What an accepted run will need."""
     plan: FineTunePlan | None = None
     """The open attempt, whose objects must exist."""
     fallback: Ledger | None = None
@@ -92,6 +91,7 @@ class FineTuneReconciler:
     async def _pass(self, key: Key, subject: Subject) -> float | None:
         world = await self._observe(subject)
         progress = await self._progress(key, subject, world)
+        subject = replace(subject, prepared=PreparedData.known(subject.prior, progress))
         world = replace(world, idle_seconds=self._idle(key, subject, world, progress))
         decision = await self._decide(subject, world)
         decision, trouble = await self._apply(subject, decision)
@@ -101,6 +101,7 @@ class FineTuneReconciler:
             ledger=decision.ledger,
             world=world,
             acceptance=decision.acceptance,
+            estimate=decision.estimate,
             progress=progress,
             trouble=trouble,
         )
@@ -156,7 +157,7 @@ class FineTuneReconciler:
         policy, now = subject.spec.run_policy, subject.now
         ledger = advance(read_ledger(subject.prior), world, policy, accepted=False, now=now)
         if ledger.ending is not None or ledger.open is not None:
-            return Decision(ledger, _acceptance(subject), self._plan_open(subject, ledger))
+            return Decision(ledger, *_accepted(subject), self._plan_open(subject, ledger))
         missing = await self._context.observer.missing(subject.owner.namespace, references(subject.spec))
         plan = plan_finetune(
             subject.owner,
@@ -169,9 +170,8 @@ class FineTuneReconciler:
         if isinstance(plan, Rejection):
             return Decision(ledger, Verdict(CONDITION_ACCEPTED, "False", plan.reason, plan.message))
         begun = advance(ledger, world, policy, accepted=True, now=now)
-        return Decision(
-            begun, _acceptance(subject), plan if begun.open is not None else None, fallback=ledger
-        )
+        begins = plan if begun.open is not None else None
+        return Decision(begun, *_accepted(subject), begins, fallback=ledger)
 
     def _plan_open(self, subject: Subject, ledger: Ledger) -> FineTunePlan | None:
         """The plan of an attempt that has begun: its other objects are kept in repair."""
@@ -266,6 +266,9 @@ def _trainer(ledger: Ledger, world: World) -> PodFacts | None:
     return next((pod for pod in pods if pod.index == 0 and pod.running and pod.delete_by is None), None)
 
 
-def _acceptance(subject: Subject) -> Verdict:
-    """The condition Accepted of a run that has begun: it was accepted then."""
-    return Verdict(CONDITION_ACCEPTED, "True", Reason.VALID, summary(subject.spec))
+def _accepted(subject: Subject) -> tuple[Verdict, RunEstimate | None]:
+    """The condition Accepted of a run that has begun, since it was accepted then, and what it will need."""
+    estimate = estimate_of(subject.spec, subject.prepared)
+    reason, message = acceptance(subject.spec, estimate)
+    verdict = Verdict(CONDITION_ACCEPTED, "True", reason, message)
+    return verdict, status_estimate(subject.spec, estimate)

@@ -102,6 +102,8 @@ def event_manifest(owner: Owner, event: Event, now: datetime, instance: str) -> 
 
 
 def _kind(condition: Condition) -> str | None:
+    if condition.reason == Reason.UNLIKELY_TO_FIT:
+        return "Warning"
     if condition.type == CONDITION_RUNNING and condition.status == "False":
         return None if condition.reason in _ORDINARY else "Warning"
     return _WORTH.get((condition.type, condition.status))

@@ -10,7 +10,7 @@ from typing import Any
 from yuan2_core.conflicts import adapter_of, method_name
 from yuan2_core.contract import Progress
 from yuan2_operator.api.common import ModelPlace, ModelReference
-from yuan2_operator.api.finetune import FineTunePhase, FineTuneSpec, FineTuneStatus
+from yuan2_operator.api.finetune import FineTunePhase, FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.constants import (
     ADAPTER_DIRECTORY,
     CONDITION_COMPLETE,
@@ -40,6 +40,8 @@ class Finding:
     world: World
     acceptance: Verdict
     """The condition Accepted."""
+    estimate: RunEstimate | None = None
+    """What the run will need."""
     progress: Progress | None = None
     """What rank 0 said just now."""
     trouble: Problem | None = None
@@ -58,6 +60,7 @@ def compose(spec: FineTuneSpec, prior: FineTuneStatus, finding: Finding, now: da
             **fields,
             "observed_generation": finding.generation,
             "method": method_name(spec.method),
+            "estimate": prior.estimate if ended is not None else finding.estimate,
             "attempt": ledger.number or None,
             "restarts": ledger.restarts,
             "attempts": list(ledger.attempts),

@@ -10,6 +10,7 @@ from typing import Any
 from yuan2_core.contract import Progress
 from yuan2_operator.api.finetune import FineTuneStatus
 from yuan2_operator.constants import CONDITION_RUNNING, Reason
+from yuan2_operator.plan.quantity import decimal_gigabytes
 
 PROGRESS_FIELDS = frozenset(
     {
@@ -18,7 +19,14 @@ PROGRESS_FIELDS = frozenset(
         "progress",
         "loss",
         "learning_rate",
+        "eval_loss",
+        "best_step",
         "tokens_per_second",
+        "mfu",
+        "peak_memory",
+        "samples",
+        "tokens",
+        "dropped_samples",
         "eta",
         "last_checkpoint_step",
         "resumed_from_step",
@@ -48,7 +56,14 @@ def progress_fields(progress: Progress, prior: FineTuneStatus, now: datetime) ->
         "progress": f"{progress.step}/{progress.total_steps}" if progress.total_steps else None,
         "loss": _rounded(progress.loss, 4),
         "learning_rate": progress.learning_rate,
+        "eval_loss": prior.eval_loss if progress.eval_loss is None else round(progress.eval_loss, 4),
+        "best_step": prior.best_step if progress.best_step is None else progress.best_step,
         "tokens_per_second": _rounded(progress.tokens_per_second, 1),
+        "mfu": _rounded(progress.mfu, 3),
+        "peak_memory": None if progress.memory_bytes is None else decimal_gigabytes(progress.memory_bytes),
+        "samples": progress.samples or None,
+        "tokens": progress.tokens or None,
+        "dropped_samples": progress.dropped_samples or None,
         "eta": None if progress.eta_seconds is None else duration_text(progress.eta_seconds),
         "last_checkpoint_step": progress.last_checkpoint_step,
         "resumed_from_step": progress.resumed_from_step,

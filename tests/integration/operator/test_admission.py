@@ -616,6 +616,16 @@ def test_a_finetune_prints_its_progress(api, started):
     assert row.split()[:8] == [started, "2B", "full", "Running", "840/3621", "1.204", "58m", "0"]
 
 
+def test_a_wide_list_shows_what_was_measured(api, started):
+    status = {"evalLoss": 1.31, "tokensPerSecond": 52000, "mfu": 0.41, "peakMemory": "39G"}
+    patch_status(api, started, status)
+    [head, row] = api.kubectl("get", "-n", NAMESPACE, "y2ft", started, "-o", "wide").splitlines()
+    columns = {
+        name: row[head.index(name) :].split()[0] for name in ("EVAL LOSS", "TOKENS/S", "MFU", "MEMORY")
+    }
+    assert columns == {"EVAL LOSS": "1.31", "TOKENS/S": "52000", "MFU": "0.41", "MEMORY": "39G"}
+
+
 @pytest.mark.parametrize("field", ["yuan2finetune.spec.training", "yuan2service.spec.worker"])
 def test_kubectl_explain_describes_every_field(api, field):
     assert "DESCRIPTION" in api.kubectl("explain", field)

@@ -42,6 +42,54 @@ def test_a_missing_key_of_a_config_map_is_named(run):
     run.pods()
 
 
+L20 = {"nvidia.com/gpu.product": "NVIDIA-L20"}
+GPUS: dict[str, Any] = {
+    "model": {"size": "2B"},
+    "workers": {"replicas": 1, "processesPerWorker": None, "gpusPerWorker": 8, "nodeSelector": L20},
+}
+
+
+def test_what_a_run_will_need_is_told_before_and_while_it_runs(run):
+    run.claims("data")
+    run.create(**GPUS)
+    accepted = run.wait_condition("Accepted", "True")
+    assert accepted["message"].startswith("plan: 1 pod × 8 GPUs, ZeRO-2; about ")
+    assert set(run.status["estimate"]) == {"gpu", "memoryPerGpu", "fits"}
+    run.run(count=1)
+    run.says(1, samples=52_000, tokens=52_000 * 195)
+    wait_for("the hours", lambda: run.status["estimate"].get("hours"))
+    assert run.condition("Accepted")["message"].endswith(" min")
+    assert (run.status["samples"], run.status["estimate"]["fits"]) == (52_000, True)
+
+
+def test_a_run_that_will_not_fit_is_accepted_with_a_warning(run):
+    run.claims("data")
+    run.create(**GPUS, training={"microBatchSize": 64, "maxLength": 4096})
+    accepted = run.wait_condition("Accepted", "True", "UnlikelyToFit")
+    assert "an L20 has 48 GB: set training.microBatchSize to " in accepted["message"]
+    assert run.status["estimate"]["fits"] is False
+    run.pods(count=1)
+    told = wait_for("the event", lambda: events(run, "UnlikelyToFit"))
+    assert (told[0]["type"], told[0]["note"]) == ("Warning", accepted["message"])
+
+
+def events(run: Bench, reason: str) -> list[dict[str, Any]]:
+    path = f"/apis/events.k8s.io/v1/namespaces/{run.namespace}/events"
+    return [event for event in run.cluster.client.get(path)["items"] if event["reason"] == reason]
+
+
+def test_an_override_that_a_field_decides_is_named_before_a_pod_starts(run):
+    run.claims("data")
+    run.create(deepspeed={"overrides": {"gradient_clipping": 0.5}})
+    refused = run.wait_condition("Accepted", "False", "InvalidSpec")
+    assert refused["message"] == (
+        "deepspeed.overrides: gradient_clipping is decided by training.maxGradNorm; set that instead"
+    )
+    assert run.jobs() == {}
+    run.patch(deepspeed={"overrides": {"gradient_clipping": None, "steps_per_print": 10}})
+    run.wait_condition("Accepted", "True")
+
+
 def test_a_deleted_service_comes_back(run):
     run.claims("data")
     run.create()
@@ -107,7 +155,8 @@ def test_a_run_of_the_same_name_waits_for_the_pods_of_the_deleted_one(run):
     run.create()
     old = run.run()
     run.cluster.client.delete(f"{run.root}/alpaca")
-    wait_for("the old pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"])
+    # The garbage collector looks for kinds that were installed after its start every 30 s.
+    wait_for("the old pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"], 75)
     wait_for("the resource is gone", lambda: not run.cluster.client.get(run.root)["items"])
     run.create()
     wait_for("the status of the new one", lambda: run.status.get("phase") == "Pending")

@@ -99,6 +99,24 @@ def test_progress_is_what_rank_0_says():
     assert (status.loss, status.tokens_per_second, status.last_checkpoint_step) == (1.6, 1234.6, 30)
 
 
+def test_what_the_trainer_measures_stands_in_the_status():
+    measured = {
+        "eval_loss": 1.23456,
+        "best_step": 30,
+        "mfu": 0.41234,
+        "memory_bytes": 39_120_000_000,
+        "samples": 51_000,
+        "tokens": 9_900_000,
+        "dropped_samples": 4,
+    }
+    status = status_of(progress=progress_of("alpaca", step=40, **measured))
+    assert (status.eval_loss, status.best_step, status.mfu, status.peak_memory) == (1.2346, 30, 0.412, "39G")
+    assert (status.samples, status.tokens, status.dropped_samples) == (51_000, 9_900_000, 4)
+    later = status_of(prior=status, progress=progress_of("alpaca", step=41))
+    assert (later.eval_loss, later.best_step) == (1.2346, 30)
+    assert not worth_writing(status, later, Written(40, START), START)
+
+
 def test_a_trainer_that_has_just_started_does_not_wipe_the_progress():
     prior = status_of(progress=progress_of("alpaca", step=40))
     after = status_of(prior=prior, progress=progress_of("alpaca", step=0, total=0))
