@@ -81,7 +81,8 @@ class FakeNode:
         if "nodeName" not in pod["spec"]:
             self.bind(pod)
         conditions = [
-            {"type": kind, "status": "True"} for kind in ("PodScheduled", "ContainersReady", "Ready")
+            {"type": kind, "status": "True", "lastTransitionTime": _now()}
+            for kind in ("PodScheduled", "ContainersReady", "Ready")
         ]
         state = {"running": {"startedAt": _now()}}
         self._report(pod, "Running", state, conditions, podIP=ip, podIPs=[{"ip": ip}])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
 from tests.support.kubelet import wait_for
+from yuan2_operator.manifests.service import ADDRESS_SECONDS
 
 pytestmark = pytest.mark.cluster
 
@@ -69,6 +71,10 @@ def service(control_plane: Any, operator: Any, node: Any) -> Iterator[Service]:
         yield Service(run)
 
 
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
 def train(service: Service) -> None:
     """The FineTune that the service names runs to its end."""
     run = service.run
@@ -97,6 +103,18 @@ def test_a_service_waits_for_its_finetune_and_serves_what_it_made(service):
     assert set(service.deployments()) == {f"{NAME}-controller", f"{NAME}-worker", f"{NAME}-api"}
     run = service.run
     run.cluster.kubectl("wait", "--for=condition=Ready", f"y2svc/{NAME}", "-n", run.namespace, "--timeout=5s")
+
+
+def test_ready_waits_until_the_nodes_know_the_address_of_the_api(service):
+    train(service)
+    service.create()
+    service.run_pods()
+    ready = service.wait_condition("Ready", "True")
+    service.wait_condition("Progressing", "False", "RolledOut")
+    [api] = [pod for pod in service.pods(3) if pod["metadata"]["labels"]["yuan2.dev/component"] == "api"]
+    since = next(entry for entry in api["status"]["conditions"] if entry["type"] == "Ready")
+    waited = moment(ready["lastTransitionTime"]) - moment(since["lastTransitionTime"])
+    assert waited >= timedelta(seconds=ADDRESS_SECONDS)
 
 
 def test_what_is_as_it_should_be_is_not_applied_again(service):
