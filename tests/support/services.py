@@ -46,7 +46,12 @@ def manifest(plan: ServicePlan, kind: str, name: str) -> dict[str, Any]:
 
 
 def deployment(
-    plan: ServicePlan, component: str, *, ready: int | None = None, available: int | None = None, **status: Any
+    plan: ServicePlan,
+    component: str,
+    *,
+    ready: int | None = None,
+    available: int | None = None,
+    **status: Any,
 ) -> dict[str, Any]:
     """A Deployment as the API server has it, rolled out with `ready` pods ready (all of them by default).
 
