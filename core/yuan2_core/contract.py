@@ -37,6 +37,9 @@ EXIT_PREEMPTED = 75
 EXIT_INVALID = 78
 """The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
 
+PEER_LOST = "PeerLost"
+"""`Termination.reason` of a pod that only noticed that another one had gone: the cause is elsewhere."""
+
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
 DatasetFormat = Literal["auto", "fastchat", "alpaca", "belle"]
@@ -228,8 +231,8 @@ class Termination(Contract):
     """What a container leaves in its termination log, at most `TERMINATION_LIMIT` bytes."""
 
     reason: str
-    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull
-    or Crashed."""
+    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull,
+    Crashed or `PEER_LOST`."""
     message: str
     """One sentence: what, where (file, record, field), and the way out."""
     progress: Progress | None = None

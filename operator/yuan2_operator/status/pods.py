@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from yuan2_core.contract import EXIT_PREEMPTED, Termination
+from yuan2_core.contract import EXIT_PREEMPTED, PEER_LOST, Termination
 from yuan2_operator.constants import LABEL_ATTEMPT, TRAINER_CONTAINER, Reason
 
 Pod = Mapping[str, Any]
@@ -329,4 +329,6 @@ def _out_of_memory(name: str, pod: Pod, entry: Mapping[str, Any]) -> str:
 
 def _severity(problem: Problem) -> int:
     order = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG_ERROR)
+    if problem.reason == PEER_LOST:
+        return len(order) + 1
     return order.index(problem.reason) if problem.reason in order else len(order)
