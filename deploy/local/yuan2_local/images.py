@@ -118,7 +118,8 @@ class Builder:
         self._outside = environ.get("REGISTRY", "").rstrip("/")
         if not self._outside and is_foreign(environ):
             raise ClusterError(
-                "REGISTRY: not set; with KUBECONFIG set, name a registry that the cluster pulls from"
+                "KUBECONFIG is set but REGISTRY is not: set REGISTRY to a registry that the cluster pulls "
+                "from, or unset KUBECONFIG to use a local cluster"
             )
         self._registry = self._outside or ensure_registry(cache)
         self._replaced_base = False
