@@ -99,6 +99,8 @@ class FakeNode:
             "startedAt": _now(),
             "finishedAt": _now(),
         }
+        # First the container has ended, then, when volumes and network are gone, the pod has.
+        self._report(pod, "Running", {"terminated": ended}, [])
         phase = "Succeeded" if code == 0 else "Failed"
         self._report(pod, phase, {"terminated": ended}, status.pop("conditions", []), **status)
 

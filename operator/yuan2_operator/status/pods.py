@@ -92,6 +92,11 @@ class PodFacts:
         """Its containers have ended for good."""
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def alive(self) -> bool:
+        """Its main container runs or has ended well; a kubelet reports the end of the pod only afterwards."""
+        return self.running or self.exit_code == 0 or self.phase == "Succeeded"
+
     def lost(self, now: datetime) -> bool:
         """Should have ended long ago, but nobody confirms it: its node is dead or cut off."""
         return not self.terminal and self.delete_by is not None and now > self.delete_by + LOST_AFTER
