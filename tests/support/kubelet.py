@@ -128,7 +128,7 @@ class FakeNode:
                     "name": container["name"],
                     "image": container["image"],
                     "imageID": container["image"],
-                    "ready": phase == "Running",
+                    "ready": "running" in state,
                     "restartCount": 0,
                     "state": state,
                 }
