@@ -8,27 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 from yuan2_local.client import ApiError, Client
 
 HEARTBEAT_SECONDS = 5.0
-T = TypeVar("T")
-
-
-def wait_for(what: str, look: Callable[[], T], seconds: float = 20.0) -> T:
-    """The first true value of `look`, or AssertionError naming `what` and the last value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = look()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}; last: {value!r}"
-        time.sleep(0.05)
 
 
 def _now() -> str:

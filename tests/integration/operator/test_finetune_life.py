@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
-from tests.support.kubelet import wait_for
+from tests.support.waiting import wait_for
 from yuan2_core.contract import PEER_LOST
 
 pytestmark = pytest.mark.cluster
