@@ -59,6 +59,10 @@ class Service:
 
         return wait_for(f"{count} pods of the service", look)
 
+    def leaving(self) -> list[dict[str, Any]]:
+        pods = self.run.node.pods(self.run.namespace, f"yuan2.dev/service={NAME}")
+        return [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]
+
     def run_pods(self, count: int = 3) -> None:
         for pod in self.pods(count):
             if pod["status"]["phase"] == "Pending":
@@ -115,6 +119,22 @@ def test_ready_waits_until_the_nodes_know_the_address_of_the_api(service):
     since = next(entry for entry in api["status"]["conditions"] if entry["type"] == "Ready")
     waited = moment(ready["lastTransitionTime"]) - moment(since["lastTransitionTime"])
     assert waited >= timedelta(seconds=ADDRESS_SECONDS)
+
+
+def test_a_changed_api_pod_is_replaced_without_a_gap(service):
+    train(service)
+    service.create()
+    service.run_pods()
+    ready = service.wait_condition("Ready", "True")
+    service.wait_condition("Progressing", "False")
+    service.patch(api={"resources": {"requests": {"cpu": "200m"}}})
+    service.run_pods(4)
+    service.wait_condition("Progressing", "True")
+    [old] = wait_for("the old pod is ended", service.leaving)
+    assert service.deployments()[f"{NAME}-api"]["status"]["availableReplicas"] >= 1
+    service.run.node.confirm_deletion(old)
+    service.wait_condition("Progressing", "False", "RolledOut")
+    assert service.wait_condition("Ready", "True")["lastTransitionTime"] == ready["lastTransitionTime"]
 
 
 def test_what_is_as_it_should_be_is_not_applied_again(service):
