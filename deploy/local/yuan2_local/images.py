@@ -100,7 +100,7 @@ def build(cache: Cache, names: Iterable[str], environ: Mapping[str, str]) -> dic
 
 
 def plain_http_flags(registry: str) -> list[str]:
-    """What lets a push speak plain HTTP to a registry on this machine (kind's and k3d's do), as Docker does."""
+    """What lets a push speak plain HTTP to a registry on this machine (of kind or k3d), as Docker does."""
     host = urlsplit(f"//{registry}").hostname or ""
     loopback = host in ("localhost", "::1") or host.startswith("127.")
     return ["--tls-verify=false"] if loopback else []
