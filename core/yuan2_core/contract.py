@@ -39,6 +39,8 @@ EXIT_PREEMPTED = 75
 EXIT_INVALID = 78
 """The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
 
+PEER_LOST = "PeerLost"
+"""`Termination.reason` of a pod that only noticed that another one had gone: the cause is elsewhere."""
 
 WITHOUT_FP16 = (
     "fp16 cannot train Yuan 2.0: its weights are bf16, whose range fp16 does not have, so that "
@@ -344,8 +346,8 @@ class Termination(Contract):
     """What a container leaves in its termination log, at most `TERMINATION_LIMIT` bytes."""
 
     reason: str
-    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull
-    or Crashed."""
+    """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull,
+    Crashed or `PEER_LOST`."""
     message: str
     """One sentence: what, where (file, record, field), and the way out."""
     progress: Progress | None = None

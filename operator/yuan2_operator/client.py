@@ -102,6 +102,22 @@ CHILD_RESOURCES = {"Job": JOBS, "Deployment": DEPLOYMENTS, "Service": SERVICES, 
 """Kinds of objects that the operator makes."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """One request to the API server."""
+
+    method: str
+    verb: str
+    """What is done, as the metrics name it."""
+    resource: Resource
+    path: str
+    params: Mapping[str, str] | None = None
+    body: Object | None = None
+    content_type: str = JSON
+    timeout: float = REQUEST_SECONDS
+    """Seconds for the whole answer."""
+
+
 class Client:
     """One session with the API server. `login` gives fresh credentials each time it is called."""
 
@@ -120,14 +136,14 @@ class Client:
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """One object; `NotFound` if there is none."""
-        return await self._request("GET", "get", resource, resource.path(namespace, name))
+        return await self._object(Call("GET", "get", resource, resource.path(namespace, name)))
 
     async def list_all(self, resource: Resource, namespace: str | None, selector: str = "") -> list[Object]:
         """All objects that `selector` (labels) takes, in one namespace or in all."""
         items: list[Object] = []
         params = {"limit": str(LIST_CHUNK), **({"labelSelector": selector} if selector else {})}
         while True:
-            page = await self._request("GET", "list", resource, resource.path(namespace), params=params)
+            page = await self._object(Call("GET", "list", resource, resource.path(namespace), params))
             items.extend(page.get("items", ()))
             token = page.get("metadata", {}).get("continue")
             if not token:
@@ -138,21 +154,17 @@ class Client:
         """Server-side apply; without `force`, `Conflict` when somebody else set one of the fields
         differently."""
         resource, metadata = CHILD_RESOURCES[manifest["kind"]], manifest["metadata"]
-        return await self._request(
-            "PATCH",
-            "apply",
-            resource,
-            resource.path(metadata["namespace"], metadata["name"]),
-            params={"fieldManager": FIELD_MANAGER, "force": str(force).lower()},
-            body=manifest,
-            content_type=APPLY_PATCH,
+        path = resource.path(metadata["namespace"], metadata["name"])
+        params = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()}
+        return await self._object(
+            Call("PATCH", "apply", resource, path, params, manifest, content_type=APPLY_PATCH)
         )
 
     async def create(self, resource: Resource, namespace: str, manifest: Object) -> Object:
         """Create one object; `Conflict` if its name is taken."""
         path = resource.path(namespace)
         params = {"fieldManager": FIELD_MANAGER}
-        return await self._request("POST", "create", resource, path, params=params, body=manifest)
+        return await self._object(Call("POST", "create", resource, path, params, manifest))
 
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, propagation: str = "Background"
@@ -160,26 +172,22 @@ class Client:
         """Delete one object and what it owns (`Background` or `Foreground`); fine if it is gone."""
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         try:
-            await self._request("DELETE", "delete", resource, resource.path(namespace, name), body=body)
+            await self._object(Call("DELETE", "delete", resource, resource.path(namespace, name), body=body))
         except NotFound:
             return
 
     async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Object) -> Object:
         """Merge `patch` into the status of one object; gives the whole object as it then is."""
-        return await self._request(
-            "PATCH",
-            "patch_status",
-            resource,
-            resource.path(namespace, name, "status"),
-            params={"fieldManager": FIELD_MANAGER},
-            body={"status": patch},
-            content_type=MERGE_PATCH,
+        path, params = resource.path(namespace, name, "status"), {"fieldManager": FIELD_MANAGER}
+        body = {"status": patch}
+        return await self._object(
+            Call("PATCH", "patch_status", resource, path, params, body, content_type=MERGE_PATCH)
         )
 
     async def proxy_pod(self, namespace: str, pod: str, port: int, path: str, timeout: float) -> bytes:
         """GET from a pod through the API server."""
-        url = PODS.path(namespace, f"{pod}:{port}", "proxy") + path
-        return await self._send("GET", "proxy", PODS, url, timeout=timeout)
+        target = PODS.path(namespace, f"{pod}:{port}", "proxy") + path
+        return await self._send(Call("GET", "proxy", PODS, target, timeout=timeout))
 
     def _tls(self) -> ssl.SSLContext | bool:
         return self._credentials.as_ssl_context() if self._credentials.server.startswith("https") else False
@@ -189,49 +197,26 @@ class Client:
             self._credentials, self._read_at = self._login(), time.monotonic()
         return {"Content-Type": content_type, "Accept": JSON, **self._credentials.as_http_headers()}
 
-    async def _request(
-        self,
-        method: str,
-        verb: str,
-        resource: Resource,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: Object | None = None,
-        content_type: str = JSON,
-    ) -> Object:
-        data = None if body is None else json.dumps(body)
-        payload = await self._send(
-            method, verb, resource, path, params=params, data=data, content_type=content_type
-        )
+    async def _object(self, call: Call) -> Object:
+        payload = await self._send(call)
         answer: Object = json.loads(payload) if payload else {}
         return answer
 
-    async def _send(
-        self,
-        method: str,
-        verb: str,
-        resource: Resource,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        data: str | None = None,
-        content_type: str = JSON,
-        timeout: float = REQUEST_SECONDS,
-    ) -> bytes:
-        API_REQUESTS.labels(verb=verb, resource=resource.plural).inc()
-        headers, limit = self._headers(content_type), aiohttp.ClientTimeout(total=timeout)
-        url = self._credentials.server.rstrip("/") + path
+    async def _send(self, call: Call) -> bytes:
+        API_REQUESTS.labels(verb=call.verb, resource=call.resource.plural).inc()
+        data = None if call.body is None else json.dumps(call.body)
+        headers, limit = self._headers(call.content_type), aiohttp.ClientTimeout(total=call.timeout)
+        url = self._credentials.server.rstrip("/") + call.path
         try:
             async with self._session.request(
-                method, url, params=params, data=data, headers=headers, timeout=limit
+                call.method, url, params=call.params, data=data, headers=headers, timeout=limit
             ) as response:
                 payload = await response.read()
                 if response.status >= 400:
                     raise error_of(response.status, payload, response.headers)
                 return payload
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
+            raise Unavailable(f"{call.method} {call.path}: {error or type(error).__name__}") from error
 
 
 def error_of(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiError:

@@ -92,7 +92,7 @@ def test_a_killed_rank_restarts_all_ranks_from_the_last_complete_checkpoint(trai
     assert [attempt["outcome"] for attempt in status["attempts"]] == ["Failed", "Succeeded"]
     first = status["attempts"][0]
     assert first["counted"]
-    assert "identity-1-" in first["message"]
+    assert "identity-1-1" in first["message"]
     assert status["resumedFromStep"] > 0
     assert status["resumedFromStep"] % 100 == 0
     assert status["step"] == status["totalSteps"] > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from tests.support.cluster import TestCluster
+from tests.support.waiting import wait_for
 from yuan2_demo import install
 from yuan2_local.errors import ClusterError
 
@@ -57,13 +57,11 @@ class Namespace:
             raise AssertionError(f"{error}\n{self.explain(thing)}") from error
 
     def until(self, what: str, look: Callable[[], Any], seconds: float) -> Any:
-        """The first truthy value of `look`."""
-        deadline = time.monotonic() + seconds
-        while not (value := look()):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{what}: not within {seconds:g} s\n{self.explain('y2ft,y2svc')}")
-            time.sleep(POLL_SECONDS)
-        return value
+        """The first truthy value of `look`, or what stands in the statuses instead of it."""
+        try:
+            return wait_for(what, look, seconds, POLL_SECONDS)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.explain('y2ft,y2svc')}") from error
 
     def explain(self, things: str) -> str:
         """Conditions and pods, for the message of a test that fails."""

@@ -8,27 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 from yuan2_local.client import ApiError, Client
 
 HEARTBEAT_SECONDS = 5.0
-T = TypeVar("T")
-
-
-def wait_for(what: str, look: Callable[[], T], seconds: float = 20.0) -> T:
-    """The first true value of `look`, or AssertionError naming `what` and the last value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = look()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}; last: {value!r}"
-        time.sleep(0.05)
 
 
 def _now() -> str:
@@ -81,7 +68,8 @@ class FakeNode:
         if "nodeName" not in pod["spec"]:
             self.bind(pod)
         conditions = [
-            {"type": kind, "status": "True"} for kind in ("PodScheduled", "ContainersReady", "Ready")
+            {"type": kind, "status": "True", "lastTransitionTime": _now()}
+            for kind in ("PodScheduled", "ContainersReady", "Ready")
         ]
         state = {"running": {"startedAt": _now()}}
         self._report(pod, "Running", state, conditions, podIP=ip, podIPs=[{"ip": ip}])
@@ -98,6 +86,8 @@ class FakeNode:
             "startedAt": _now(),
             "finishedAt": _now(),
         }
+        # First the container has ended, then, when volumes and network are gone, the pod has.
+        self._report(pod, "Running", {"terminated": ended}, [])
         phase = "Succeeded" if code == 0 else "Failed"
         self._report(pod, phase, {"terminated": ended}, status.pop("conditions", []), **status)
 
@@ -125,7 +115,7 @@ class FakeNode:
                     "name": container["name"],
                     "image": container["image"],
                     "imageID": container["image"],
-                    "ready": phase == "Running",
+                    "ready": "running" in state,
                     "restartCount": 0,
                     "state": state,
                 }

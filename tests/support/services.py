@@ -46,15 +46,25 @@ def manifest(plan: ServicePlan, kind: str, name: str) -> dict[str, Any]:
 
 
 def deployment(
-    plan: ServicePlan, component: str, *, ready: int | None = None, **status: Any
+    plan: ServicePlan,
+    component: str,
+    *,
+    ready: int | None = None,
+    available: int | None = None,
+    **status: Any,
 ) -> dict[str, Any]:
-    """A Deployment as the API server has it, rolled out with `ready` pods ready (all of them by default)."""
+    """A Deployment as the API server has it, rolled out with `ready` pods ready (all of them by default).
+
+    `available` of them have been ready for minReadySeconds (all of them by default).
+    """
     made = manifest(plan, "Deployment", f"{OWNER.name}-{component}")
     wanted = made["spec"]["replicas"]
+    ready = wanted if ready is None else ready
     counts = {
         "replicas": wanted,
         "updatedReplicas": wanted,
-        "readyReplicas": wanted if ready is None else ready,
+        "readyReplicas": ready,
+        "availableReplicas": ready if available is None else available,
     }
     made["metadata"]["generation"] = 1
     return {**made, "status": {"observedGeneration": 1, **counts, **status}}

@@ -7,19 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
 from tests.support.ports import free_port
+from tests.support.waiting import wait_for
 from yuan2_core.contract import ApiJob, ServeJob, WorkerJob
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
-
-T = TypeVar("T")
 
 TEXTS = (
     "Who are you? I am Yuan, a small model for tests.",
@@ -84,17 +82,6 @@ def serve_job(model: Path, controller_url: str, **changes: Any) -> ServeJob:
     )
 
 
-def wait_for(condition: Callable[[], T | None], what: str, timeout: float = 30.0, every: float = 0.1) -> T:
-    """The first truthy value of `condition`; an AssertionError that says what was waited for."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(every)
-    raise AssertionError(f"{what}: not within {timeout:g} s")
-
-
 @dataclass
 class Program:
     """A process of the stack, its HTTP address and its log."""
@@ -115,7 +102,7 @@ class Program:
     def ready(self, path: str = "/readyz") -> Program:
         """Wait until GET `path` answers 200."""
         try:
-            wait_for(lambda: self.probe(path), f"{self.log.stem} {path}", BOOT_SECONDS)
+            wait_for(f"{self.log.stem} {path}", lambda: self.probe(path), BOOT_SECONDS, every=0.1)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log.read_text()[-3000:]}") from error
         return self

@@ -18,6 +18,7 @@ from yuan2_core.contract import (
     EXIT_CRASHED,
     EXIT_INVALID,
     EXIT_PREEMPTED,
+    PEER_LOST,
     TERMINATION_LIMIT,
     Progress,
     Termination,
@@ -26,13 +27,15 @@ from yuan2_core.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_PEER_LOST = (
+_PEER_LOST_SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
     "Timed out waiting",
     "Socket Timeout",
+    "Connection was likely closed",
     "NCCL communicator was aborted",
+    "ncclRemoteError",
 )
 _MESSAGE_LIMIT = 1500
 """Characters of a message: with the progress beside it, the JSON stays below `TERMINATION_LIMIT`."""
@@ -62,8 +65,11 @@ class Outcome:
     reason: str
     message: str
     at: float = field(default_factory=time.time)
-    secondary: bool = False
-    """The process only noticed that another one had gone."""
+
+    @property
+    def secondary(self) -> bool:
+        """The process only noticed that another one had gone."""
+        return self.reason == PEER_LOST
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -107,8 +113,8 @@ def _crash(error: BaseException) -> Outcome:
             f"out of memory: {text}; lower training.microBatchSize or training.maxLength, or use a higher "
             "deepspeed.stage",
         )
-    if any(sign in text for sign in _PEER_LOST):
-        return Outcome(EXIT_CRASHED, "Crashed", f"lost contact with another rank: {text}", secondary=True)
+    if any(sign in text for sign in _PEER_LOST_SIGNS):
+        return Outcome(EXIT_CRASHED, PEER_LOST, f"lost contact with another rank: {text}")
     return Outcome(EXIT_CRASHED, "Crashed", f"{type(error).__name__}: {text}")
 
 

@@ -29,18 +29,13 @@ def choose(environ: Mapping[str, str]) -> Target:
     """The cluster that the environment asks for.
 
     A KUBECONFIG that is the local cluster's own (the demo tells users to export it) means the local one.
-    Raises DemoError when KUBECONFIG is set without REGISTRY: a foreign cluster cannot pull from this machine.
+    Raises DemoError when KUBECONFIG is not one file.
     """
     if not is_foreign(environ):
         return Target(node_state(environ).kubeconfig, local=True)
     named = environ["KUBECONFIG"]
     if os.pathsep in named or not Path(named).is_file():
         raise DemoError(f"KUBECONFIG={named}: name one existing file, or unset it to use a local cluster")
-    if not environ.get("REGISTRY"):
-        raise DemoError(
-            "KUBECONFIG is set but REGISTRY is not: set REGISTRY to a registry that the cluster pulls from, "
-            "or unset KUBECONFIG to use a local cluster"
-        )
     return Target(Path(named).absolute(), local=False)
 
 

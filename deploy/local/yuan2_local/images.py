@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .apt import ensure_packages
 from .command import exclusive, run, step
@@ -98,6 +99,13 @@ def build(cache: Cache, names: Iterable[str], environ: Mapping[str, str]) -> dic
     return references
 
 
+def plain_http_flags(registry: str) -> list[str]:
+    """What lets a push speak plain HTTP to a registry on this machine (of kind or k3d), as Docker does."""
+    host = urlsplit(f"//{registry}").hostname or ""
+    loopback = host in ("localhost", "::1") or host.startswith("127.")
+    return ["--tls-verify=false"] if loopback else []
+
+
 class Builder:
     """One run of image builds."""
 
@@ -110,7 +118,8 @@ class Builder:
         self._outside = environ.get("REGISTRY", "").rstrip("/")
         if not self._outside and is_foreign(environ):
             raise ClusterError(
-                "REGISTRY: not set; with KUBECONFIG set, name a registry that the cluster pulls from"
+                "KUBECONFIG is set but REGISTRY is not: set REGISTRY to a registry that the cluster pulls "
+                "from, or unset KUBECONFIG to use a local cluster"
             )
         self._registry = self._outside or ensure_registry(cache)
         self._replaced_base = False
@@ -138,10 +147,10 @@ class Builder:
                 prune_registry(self._cache, {f"yuan2/{name}:{tag}" for name, tag in self._tags.items()})
 
     def _push_flags(self) -> list[str]:
-        # An outside registry gets what every container runtime reads; the loopback one gets what is fastest.
+        # An outside registry gets what every container runtime reads; our own gets what is fastest.
         if self._outside:
-            return ["--compression-format", "gzip"]
-        return ["--tls-verify=false", "--compression-format", "zstd", "--compression-level", "1"]
+            return ["--compression-format", "gzip", *plain_http_flags(self._registry)]
+        return ["--compression-format", "zstd", "--compression-level", "1", *plain_http_flags(self._registry)]
 
     def _ensure_built(self, name: str) -> str:
         local = f"localhost/yuan2/{name}:{self._tags[name]}"

@@ -46,6 +46,9 @@ WORKER_START_SECONDS = 1800
 WORKER_GRACE_SECONDS = 120
 """A worker that drains may finish an answer."""
 API_GRACE_SECONDS = 60
+ADDRESS_SECONDS = 3
+"""How long after a pod became ready it counts as available, where users connect to it: until then nodes may
+not send its Service's address there yet (kube-proxy collects changes for a second) and refuse connections."""
 CONTROLLER_GRACE_SECONDS = 3
 """FastChat's controller closes its port on SIGTERM but never ends (its heart-beat thread is no daemon),
 and its successor waits for its end."""
@@ -189,7 +192,14 @@ def api(plan: ServicePlan) -> Manifest:
         mounts=mounts,
     )
     spec = pods.pod_spec(plan.spec, container, volumes=volumes, grace_seconds=API_GRACE_SECONDS)
-    return _deployment(plan, COMPONENT_API, spec, replicas=wanted.replicas, strategy=ROLL_WITH_SURGE)
+    return _deployment(
+        plan,
+        COMPONENT_API,
+        spec,
+        replicas=wanted.replicas,
+        strategy=ROLL_WITH_SURGE,
+        min_ready_seconds=ADDRESS_SECONDS,
+    )
 
 
 def web(plan: ServicePlan) -> Manifest:
@@ -215,8 +225,9 @@ def web(plan: ServicePlan) -> Manifest:
         env={"LOGDIR": str(SCRATCH_DIRECTORY), "GRADIO_ANALYTICS_ENABLED": "False"},
         probes=pods.probes("/", "/"),
     )
+    spec = pods.pod_spec(plan.spec, container)
     return _deployment(
-        plan, COMPONENT_WEB, pods.pod_spec(plan.spec, container), replicas=1, strategy=RECREATE
+        plan, COMPONENT_WEB, spec, replicas=1, strategy=RECREATE, min_ready_seconds=ADDRESS_SECONDS
     )
 
 
@@ -236,6 +247,7 @@ def _deployment(
     replicas: int,
     strategy: Manifest,
     deadline_seconds: int = 600,
+    min_ready_seconds: int = 0,
 ) -> Manifest:
     owner = plan.owner
     container = f"{PART_OF}-{component}"
@@ -245,6 +257,8 @@ def _deployment(
         "metadata": metadata(owner, component_name(owner.name, component), component),
         "spec": {
             "replicas": replicas,
+            # The API server leaves a 0 out, and what it left out would look like a difference for ever.
+            **({"minReadySeconds": min_ready_seconds} if min_ready_seconds else {}),
             "revisionHistoryLimit": 2,
             "progressDeadlineSeconds": deadline_seconds,
             "strategy": strategy,

@@ -165,7 +165,7 @@ def _running(spec: FineTuneSpec, finding: Finding, now: datetime) -> Verdict:
 
 
 def _attempt_running(view: AttemptView, wanted: int, finding: Finding, now: datetime) -> Verdict:
-    alive = sum(pod.running or pod.phase == "Succeeded" for pod in view.pods)
+    alive = sum(pod.alive for pod in view.pods)
     count = f"{alive} of {wanted} pods run"
     if view.failing:
         text = f"attempt {view.number} has failed and its pods are ending"

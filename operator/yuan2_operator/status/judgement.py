@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, Progress
+from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PEER_LOST, Progress
 from yuan2_operator.api.finetune import Attempt, AttemptOutcome
 from yuan2_operator.constants import ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
 from yuan2_operator.status.pods import PodFacts, condition, parse_time, shorten
 
+EXIT_KILLED = 137
+"""Of a container that SIGKILL ended."""
 ONE_SECOND = timedelta(seconds=1)
 """Resolution of the API's times."""
 
@@ -158,6 +160,29 @@ def _crashed_before(pod: PodFacts, moment: datetime) -> bool:
     return crashed(pod) and (pod.finished is None or pod.finished < moment)
 
 
+def _fell(pod: PodFacts) -> bool:
+    """It failed by itself although the Job, whose other pod had ended before, was about to end it.
+
+    It says so, or it was killed before the kubelet would have done that, at the end of its grace period.
+    """
+    if pod.phase != "Failed" or pod.disruption is not None or pod.exit_code in (0, EXIT_PREEMPTED):
+        return False
+    if pod.termination is not None:
+        return not _lost_peer(pod)
+    early = pod.finished is not None and pod.delete_by is not None and pod.finished < pod.delete_by
+    return pod.exit_code == EXIT_KILLED and early
+
+
+def _lost_peer(pod: PodFacts) -> bool:
+    return pod.termination is not None and pod.termination.reason == PEER_LOST
+
+
+def _suspicion(pod: PodFacts) -> tuple[bool, bool, float, int]:
+    """Sorts pods that failed: the cause first."""
+    ended = pod.finished.timestamp() if pod.finished is not None else 0.0
+    return _lost_peer(pod), pod.finished is None, ended, pod.index
+
+
 def _invalid(view: AttemptView, job: JobFacts) -> Judgement | None:
     for pod in view.pods:
         if pod.exit_code == EXIT_INVALID and pod.problem is not None:
@@ -200,12 +225,8 @@ def _translated(failure: str) -> str:
 
 
 def _failed(view: AttemptView, job: JobFacts) -> Judgement:
-    """The pod that failed first is the cause; the others lost their peer."""
-    culprits = [pod for pod in view.pods if crashed(pod)]
-    ended = [pod for pod in culprits if pod.finished is not None] or culprits
-    first = min(
-        ended, key=lambda pod: (pod.finished.timestamp() if pod.finished else 0.0, pod.index), default=None
-    )
+    """The pod that failed first is the cause; those that only lost their peer stand behind all others."""
+    first = min((pod for pod in view.pods if crashed(pod) or _fell(pod)), key=_suspicion, default=None)
     if first is None or first.problem is None:
         return Judgement(
             "Failed", Reason.CRASHED, f"Job {job.name} failed: {shorten(job.failure)}", counted=True

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from yuan2_core.contract import EXIT_PREEMPTED, Termination
+from yuan2_core.contract import EXIT_PREEMPTED, PEER_LOST, Termination
 from yuan2_operator.constants import LABEL_ATTEMPT, TRAINER_CONTAINER, Reason
 
 Pod = Mapping[str, Any]
@@ -91,6 +91,11 @@ class PodFacts:
     def terminal(self) -> bool:
         """Its containers have ended for good."""
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def alive(self) -> bool:
+        """Its main container runs or has ended well; a kubelet reports the end of the pod only afterwards."""
+        return self.running or self.exit_code == 0 or self.phase == "Succeeded"
 
     def lost(self, now: datetime) -> bool:
         """Should have ended long ago, but nobody confirms it: its node is dead or cut off."""
@@ -329,4 +334,6 @@ def _out_of_memory(name: str, pod: Pod, entry: Mapping[str, Any]) -> str:
 
 def _severity(problem: Problem) -> int:
     order = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG_ERROR)
+    if problem.reason == PEER_LOST:
+        return len(order) + 1
     return order.index(problem.reason) if problem.reason in order else len(order)

@@ -1,7 +1,7 @@
 """What is seen of a service becomes its status. Pure: the observation and the time are passed in.
 
 `Accepted`     the spec and what it refers to can be served
-`Ready`        a request is answered: controller, API server and a worker are ready
+`Ready`        a request is answered: controller, API server and a worker are available
 `Progressing`  pods are being made or replaced
 `Degraded`     something is broken, whether or not requests are still answered
 """
@@ -67,8 +67,10 @@ class Component:
     wanted: int
     existing: int
     ready: int
+    available: int
+    """Those that have been ready for the Deployment's minReadySeconds: their address works everywhere."""
     settled: bool
-    """Every pod is of the newest template, and as many are ready as are wanted."""
+    """Every pod is of the newest template, and as many are available as are wanted."""
     gave_up: str | None
     """The Deployment's own message when its progress deadline has passed."""
     problem: Problem | None
@@ -77,8 +79,8 @@ class Component:
 
     @property
     def short(self) -> bool:
-        """Fewer pods are ready than are wanted."""
-        return self.ready < self.wanted
+        """Fewer pods are available than are wanted."""
+        return self.available < self.wanted
 
 
 def service_status(
@@ -127,6 +129,7 @@ def observe_component(
         wanted=wanted,
         existing=int(status.get("replicas") or 0),
         ready=int(status.get("readyReplicas") or 0),
+        available=int(status.get("availableReplicas") or 0),
         settled=_settled(deployment, wanted, expected),
         gave_up=_gave_up(status),
         problem=_problem(pods),
@@ -149,7 +152,7 @@ def _settled(deployment: Deployment, wanted: int, expected: Mapping[str, str]) -
     template = deployment.get("spec", {}).get("template", {}).get("metadata", {}).get("annotations", {})
     known = (ANNOTATION_CONFIG_HASH, ANNOTATION_MODEL_FINGERPRINT)
     newest = all(template.get(key) == expected[key] for key in known if key in expected)
-    counts = (int(status.get(key) or 0) for key in ("replicas", "updatedReplicas", "readyReplicas"))
+    counts = (int(status.get(key) or 0) for key in ("replicas", "updatedReplicas", "availableReplicas"))
     return current and newest and all(count == wanted for count in counts)
 
 
@@ -217,7 +220,7 @@ def _ready(owner: Owner, spec: ServiceSpec, parts: Sequence[Component]) -> Verdi
         return Verdict(CONDITION_READY, "False", Reason.SCALED_TO_ZERO, message)
     for name in (COMPONENT_CONTROLLER, COMPONENT_WORKER, COMPONENT_API):
         part = next(part for part in parts if part.name == name)
-        if part.ready == 0:
+        if part.available == 0:
             return _not_ready(part)
     message = f"answers at {public_url(owner, spec)}"
     return Verdict(CONDITION_READY, "True", Reason.READY, message)
@@ -228,7 +231,7 @@ def _not_ready(part: Component) -> Verdict:
         return Verdict(CONDITION_READY, "False", part.problem.reason, part.problem.message)
     if part.gave_up is not None and part.waiting is None:
         return Verdict(CONDITION_READY, "False", Reason.NOT_READY, f"{part.name}: {part.gave_up}")
-    hint = f": {_HINTS[part.name]}" if part.existing else ""
+    hint = f": {_HINTS[part.name]}" if part.existing and not part.ready else ""
     return Verdict(CONDITION_READY, "False", Reason.STARTING, part.waiting or f"{_counts(part)}{hint}")
 
 
@@ -259,7 +262,9 @@ def _healthy() -> Verdict:
 
 
 def _counts(part: Component) -> str:
-    return f"{part.ready} of {part.wanted} {part.name} pods are ready"
+    text = f"{part.ready} of {part.wanted} {part.name} pods are ready"
+    fresh = part.ready - part.available
+    return f"{text}, {fresh} of them only just: nodes are told of its address" if fresh > 0 else text
 
 
 def _phase(verdicts: Sequence[Verdict]) -> ServicePhase:

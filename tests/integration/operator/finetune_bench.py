@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.finetunes import finetune_object, progress_of
-from tests.support.kubelet import FakeNode, wait_for
+from tests.support.kubelet import FakeNode
 from tests.support.operator_process import Operator
 from tests.support.progress_server import ProgressServer
+from tests.support.waiting import wait_for
 from yuan2_core.contract import Termination
 
 _ADDRESSES = itertools.count(10)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
-from tests.support.kubelet import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
 

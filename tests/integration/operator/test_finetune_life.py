@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
-from tests.support.kubelet import wait_for
+from tests.support.waiting import wait_for
+from yuan2_core.contract import PEER_LOST
 
 pytestmark = pytest.mark.cluster
 
@@ -150,6 +151,20 @@ def test_a_crash_restarts_all_ranks_from_the_checkpoint(run):
     complete(run, attempt=2)
 
 
+def test_the_pod_that_failed_is_named_and_not_the_one_that_lost_it_and_ended_first(run):
+    run.create()
+    pods = run.run()
+    run.node.end(pods[0], 1, run.termination(PEER_LOST, "lost contact with another rank"))
+    wait_for("pod 1 is ended by the Job", lambda: "deletionTimestamp" in run.pods()[1]["metadata"])
+    run.node.end(run.pods()[1], 1, run.termination("Crashed", "rank 1 was ended by signal 9"))
+    wait_for("the verdict", lambda: run.status["attempts"][0].get("outcome"))
+    run.node.confirm_deletion(pods[1])  # a kubelet unmounts the volumes before
+    run.run(attempt=2)
+    first = run.status["attempts"][0]
+    assert (first["reason"], first["counted"]) == ("Crashed", True)
+    assert pods[1]["metadata"]["name"] in first["message"]
+
+
 def test_too_many_crashes_fail_the_run_with_a_sentence(run):
     run.create(runPolicy={"maxRestarts": 1}, workers={"replicas": 1})
     for attempt in (1, 2):
@@ -184,7 +199,7 @@ def test_a_deleted_pod_is_not_counted_even_if_its_peers_crash(run):
     )
     wait_for("the deletion is noted", lambda: run.status["attempts"][0].get("reason") == "Disrupted")
     run.node.confirm_deletion(run.pods()[1], 137)
-    with_gloo = run.termination("Crashed", "RuntimeError: gloo: Connection closed by peer")
+    with_gloo = run.termination(PEER_LOST, "lost contact with another rank: Connection closed by peer")
     run.node.end(pods[0], 1, with_gloo)
     run.run(attempt=2)
     assert run.status["restarts"] == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
-from tests.support.kubelet import wait_for
+from tests.support.waiting import wait_for
+from yuan2_operator.manifests.service import ADDRESS_SECONDS
 
 pytestmark = pytest.mark.cluster
 
@@ -58,6 +60,10 @@ class Service:
 
         return wait_for(f"{count} pods of the service", look)
 
+    def leaving(self) -> list[dict[str, Any]]:
+        pods = self.run.node.pods(self.run.namespace, f"yuan2.dev/service={NAME}")
+        return [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]
+
     def run_pods(self, count: int = 3) -> None:
         for pod in self.pods(count):
             if pod["status"]["phase"] == "Pending":
@@ -68,6 +74,10 @@ class Service:
 def service(control_plane: Any, operator: Any, node: Any) -> Iterator[Service]:
     with bench(control_plane, operator, node) as run:
         yield Service(run)
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def train(service: Service) -> None:
@@ -129,6 +139,34 @@ def test_an_adapter_is_served(service, merge):
         assert mounts["/mnt/claims/models"] is True
         assert service.status["model"]["adapter"] == {"claimName": "outputs", "path": "support/adapter"}
     assert mounts["/mnt/claims/outputs"] is True
+
+
+def test_ready_waits_until_the_nodes_know_the_address_of_the_api(service):
+    train(service)
+    service.create()
+    service.run_pods()
+    ready = service.wait_condition("Ready", "True")
+    service.wait_condition("Progressing", "False", "RolledOut")
+    [api] = [pod for pod in service.pods(3) if pod["metadata"]["labels"]["yuan2.dev/component"] == "api"]
+    since = next(entry for entry in api["status"]["conditions"] if entry["type"] == "Ready")
+    waited = moment(ready["lastTransitionTime"]) - moment(since["lastTransitionTime"])
+    assert waited >= timedelta(seconds=ADDRESS_SECONDS)
+
+
+def test_a_changed_api_pod_is_replaced_without_a_gap(service):
+    train(service)
+    service.create()
+    service.run_pods()
+    ready = service.wait_condition("Ready", "True")
+    service.wait_condition("Progressing", "False")
+    service.patch(api={"resources": {"requests": {"cpu": "200m"}}})
+    service.run_pods(4)
+    service.wait_condition("Progressing", "True")
+    [old] = wait_for("the old pod is ended", service.leaving)
+    assert service.deployments()[f"{NAME}-api"]["status"]["availableReplicas"] >= 1
+    service.run.node.confirm_deletion(old)
+    service.wait_condition("Progressing", "False", "RolledOut")
+    assert service.wait_condition("Ready", "True")["lastTransitionTime"] == ready["lastTransitionTime"]
 
 
 def test_what_is_as_it_should_be_is_not_applied_again(service):

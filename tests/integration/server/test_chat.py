@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.integration.server.conftest import Service
-from tests.support.serving import CONTEXT, wait_for
+from tests.support.serving import CONTEXT
+from tests.support.waiting import wait_for
 from yuan2_core.conversation import render_prompt
 from yuan2_core.tokenizer import Yuan2Tokenizer
 
@@ -254,17 +255,17 @@ def test_a_client_that_leaves_frees_the_worker(service: Service):
     for stream in streams:
         next(iter(stream))
         stream.close()
-    wait_for(lambda: queue_length(service) == 0, "an empty queue", 5, every=0.02)
+    wait_for("an empty queue", lambda: queue_length(service) == 0, 5, every=0.02)
 
     with pytest.raises(openai.APITimeoutError):
         service.client(timeout=0.05).chat.completions.create(
             model="yuan2", messages=[{"role": "user", "content": "Who are you?"}], n=8, temperature=2
         )
-    wait_for(lambda: queue_length(service) == 0, "an empty queue", 5, every=0.02)
+    wait_for("an empty queue", lambda: queue_length(service) == 0, 5, every=0.02)
 
 
 def test_a_full_queue_is_a_rate_limit(service: Service):
     with pytest.raises(openai.RateLimitError) as raised:
         ask(service, "Who are you?", n=9, max_tokens=100)  # the worker takes 8
     assert raised.value.code == "rate_limit_exceeded"
-    wait_for(lambda: queue_length(service) == 0, "an empty queue", 5)
+    wait_for("an empty queue", lambda: queue_length(service) == 0, 5)

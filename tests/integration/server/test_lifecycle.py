@@ -10,7 +10,8 @@ import openai
 import pytest
 
 from tests.integration.server.conftest import Service
-from tests.support.serving import Program, Stack, read_termination, serve_job, tiny_model, wait_for
+from tests.support.serving import Program, Stack, read_termination, serve_job, tiny_model
+from tests.support.waiting import wait_for
 
 MESSAGES = [{"role": "user", "content": "Who are you?"}]
 
@@ -52,7 +53,7 @@ def test_every_route_wants_a_key_that_is_in_the_secret_now(service: Service, sta
 
     keys_directory(keys, "sk-three")
     headers = {"authorization": "Bearer sk-three"}
-    wait_for(lambda: httpx.get(f"{api.url}/v1/models", headers=headers).status_code == 200, "the new key", 5)
+    wait_for("the new key", lambda: httpx.get(f"{api.url}/v1/models", headers=headers).status_code == 200, 5)
     assert ask(service.client(api, api_key="sk-three")).choices
     with pytest.raises(openai.AuthenticationError):
         ask(service.client(api, api_key="sk-one"))
@@ -67,7 +68,7 @@ def test_a_restarted_controller_knows_the_worker_again(service: Service):
     assert httpx.get(service.api.url + "/readyz").status_code == 503
 
     service.controller = service.stack.controller(port).ready("/test_connection")
-    wait_for(lambda: service.api.probe("/readyz"), "the worker's new registration", 5)
+    wait_for("the worker's new registration", lambda: service.api.probe("/readyz"), 5)
     assert ask(service.client()).choices
 
 
@@ -103,7 +104,7 @@ def test_workers_that_go_leave_clear_ends_and_a_service_that_answers(
     with pytest.raises(openai.InternalServerError) as raised:
         ask(client)
     assert (raised.value.status_code, raised.value.code) == (503, "no_worker")
-    wait_for(lambda: httpx.get(api.url + "/readyz").status_code == 503, "an API server that is not ready", 15)
+    wait_for("an API server that is not ready", lambda: httpx.get(api.url + "/readyz").status_code == 503, 15)
     assert api.terminate() == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 from yuan2_demo import install, status
 from yuan2_demo.cli import below_home
 from yuan2_demo.errors import DemoError
-from yuan2_demo.target import choose
+from yuan2_demo.target import build_images, choose
 from yuan2_demo.terminal import Terminal, clip, columns, seconds
 
 
@@ -161,16 +161,21 @@ def test_paths_below_home_are_shown_as_people_type_them() -> None:
     assert below_home(Path("/var/lib/yuan2/kubeconfig")) == "/var/lib/yuan2/kubeconfig"
 
 
-def test_the_target_is_local_unless_a_foreign_kubeconfig_and_a_registry_are_named(tmp_path: Any) -> None:
+def test_the_target_is_local_unless_a_foreign_kubeconfig_is_named(tmp_path: Any) -> None:
     foreign = tmp_path / "config"
     foreign.write_text("{}")
     state = {"YUAN2_STATE": str(tmp_path / "state")}
     own = str(tmp_path / "state" / "kubeconfig")
     assert choose(state).local
     assert choose(state | {"KUBECONFIG": own}).local
-    target = choose(state | {"KUBECONFIG": str(foreign), "REGISTRY": "r.example"})
+    target = choose(state | {"KUBECONFIG": str(foreign)})
     assert (target.kubeconfig, target.local) == (foreign, False)
-    with pytest.raises(DemoError, match="REGISTRY is not"):
-        choose(state | {"KUBECONFIG": str(foreign)})
     with pytest.raises(DemoError, match="one existing file"):
-        choose(state | {"KUBECONFIG": str(tmp_path / "absent"), "REGISTRY": "r.example"})
+        choose(state | {"KUBECONFIG": str(tmp_path / "absent")})
+
+
+def test_a_foreign_cluster_wants_a_registry_for_its_images(tmp_path: Any) -> None:
+    foreign = tmp_path / "config"
+    foreign.write_text("{}")
+    with pytest.raises(DemoError, match="REGISTRY is not"):
+        build_images({"YUAN2_CACHE": str(tmp_path), "KUBECONFIG": str(foreign)})

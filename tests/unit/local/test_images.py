@@ -19,7 +19,7 @@ from yuan2_local.apt import NEEDED, missing_packages
 from yuan2_local.debian import mirror_of
 from yuan2_local.errors import ClusterError
 from yuan2_local.gobuild import PROGRAMS, binary_path, new_enough
-from yuan2_local.images import DEFAULT, IMAGES, image_tag
+from yuan2_local.images import DEFAULT, IMAGES, image_tag, plain_http_flags
 from yuan2_local.oci import single_file_archive
 from yuan2_local.paths import REPOSITORY, Cache
 from yuan2_local.prune import stale_tags
@@ -197,3 +197,17 @@ def test_a_programs_binary_moves_with_its_sources(tmp_path: Path) -> None:
     before = binary_path(Cache(tmp_path), PROGRAMS["pause"], tmp_path)
     (folder / "main.go").write_text("package main // changed\n")
     assert binary_path(Cache(tmp_path), PROGRAMS["pause"], tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("registry", "plain"),
+    [
+        ("localhost:5001", True),
+        ("127.0.0.1:5001/team", True),
+        ("[::1]:5001", True),
+        ("registry.example.com/team", False),
+        ("localhost.example.com", False),
+    ],
+)
+def test_only_a_registry_on_this_machine_may_speak_plain_http(registry: str, plain: bool) -> None:
+    assert plain_http_flags(registry) == (["--tls-verify=false"] if plain else [])

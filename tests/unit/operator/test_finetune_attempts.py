@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from tests.support.attempts import GRACE, START, Cluster, Loop, spec_of
+from yuan2_core.contract import PEER_LOST, Termination
 from yuan2_operator.api.finetune import Attempt, FineTuneStatus
 from yuan2_operator.constants import Reason
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, restart_at, unwanted
@@ -220,6 +221,38 @@ def test_the_first_pod_that_crashed_is_the_cause():
     found = verdict([pod(0, 1, seconds=9), pod(1, 137, seconds=3)])
     assert (found.outcome, found.counted) == ("Failed", True)
     assert "x-1-1" in found.message
+
+
+LOST_PEER = Termination(reason=PEER_LOST, message="lost contact with another rank")
+KILLED_RANK = Termination(reason="Crashed", message="rank 1 was ended by signal 9")
+ASKED = START + timedelta(seconds=4)
+BEING_DELETED = {"deletion_requested": ASKED, "delete_by": ASKED + GRACE}
+
+
+@pytest.mark.parametrize("code", [1, 137])
+@pytest.mark.parametrize("word", [KILLED_RANK, None])
+@pytest.mark.parametrize("seconds", [3, 9])
+def test_a_pod_that_lost_its_peer_is_not_the_cause_even_if_it_ended_first(code, word, seconds):
+    found = verdict([pod(0, 1, seconds=3, termination=LOST_PEER), pod(1, code, seconds, termination=word)])
+    assert "x-1-1" in found.message
+    assert (found.outcome, found.counted) == ("Failed", True)
+
+
+@pytest.mark.parametrize(("code", "word"), [(1, KILLED_RANK), (137, None)])
+def test_the_cause_is_named_although_the_job_was_ending_it_already(code, word):
+    culprit = pod(1, code, seconds=5, termination=word, **BEING_DELETED)
+    assert "x-1-1" in verdict([pod(0, 1, seconds=3, termination=LOST_PEER), culprit]).message
+
+
+@pytest.mark.parametrize(("code", "word", "seconds"), [(143, None, 5), (137, None, 34), (1, LOST_PEER, 5)])
+def test_a_pod_that_only_obeyed_the_job_is_not_the_cause(code, word, seconds):
+    ended = pod(1, code, seconds=seconds, termination=word, **BEING_DELETED)
+    assert "x-1-0" in verdict([pod(0, 1, seconds=3, termination=LOST_PEER), ended]).message
+
+
+def test_of_pods_that_all_lost_a_peer_the_first_is_named():
+    lost = [pod(0, 1, seconds=9, termination=LOST_PEER), pod(1, 1, seconds=3, termination=LOST_PEER)]
+    assert "x-1-1" in verdict(lost).message
 
 
 def test_a_preempted_pod_outweighs_the_crash_of_its_peer():

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.attempts import START, accepted, spec_of
 from tests.support.finetunes import progress_of
+from yuan2_core.contract import PEER_LOST
 from yuan2_operator.api.finetune import Attempt, FineTuneStatus
 from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
 from yuan2_operator.plan.owner import Owner
@@ -85,6 +86,17 @@ def test_the_trouble_of_a_pod_is_the_reason():
     found = condition(status_of(seen=world("Pending", "Pending", problem=problem)), "Running")
     assert found.reason == Reason.IMAGE_PULL_FAILED
     assert found.message == "pod alpaca-1-0 cannot pull image x: not found (0 of 2 pods run)"
+
+
+def test_while_a_failed_attempt_ends_its_cause_is_shown_and_not_who_lost_it():
+    facts = pods("Failed", "Failed")
+    words = (
+        Problem(PEER_LOST, "pod alpaca-1-0 lost another rank"),
+        Problem("Crashed", "pod alpaca-1-1 boom"),
+    )
+    ended = tuple(replace(pod, problem=word) for pod, word in zip(facts, words, strict=True))
+    seen = World({1: AttemptView(1, JobFacts("alpaca-1", 1, created=START, failing=True), ended)})
+    assert "pod alpaca-1-1 boom" in condition(status_of(seen=seen), "Running").message
 
 
 def test_a_job_that_gets_no_pods_says_where_to_look():

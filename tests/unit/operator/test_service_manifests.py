@@ -57,6 +57,15 @@ def test_without_the_web_page_there_are_three_deployments_and_two_services():
     ]
 
 
+def test_pods_that_users_connect_to_count_only_once_the_nodes_know_their_address():
+    waits = {
+        m["metadata"]["name"]: m["spec"].get("minReadySeconds", 0)
+        for m in service_manifests(plan_of(FULL))
+        if m["kind"] == "Deployment"
+    }
+    assert waits == {"alpaca-controller": 0, "alpaca-worker": 0, "alpaca-api": 3, "alpaca-web": 3}
+
+
 def test_every_child_goes_with_its_owner():
     for made in service_manifests(plan_of(FULL)):
         [reference] = made["metadata"]["ownerReferences"]

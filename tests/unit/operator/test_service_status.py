@@ -89,6 +89,32 @@ def test_it_is_not_ready_without_each_of_its_parts(part):
     assert f"0 of 1 {part} pods are ready" in message(status, "Ready")
 
 
+def test_an_api_pod_that_has_only_just_become_ready_cannot_be_reached_yet():
+    plan = plan_of()
+    status = status_of(plan, observe(plan, api=deployment(plan, "api", ready=1, available=0)))
+    assert read(status, "Ready") == ("False", "Starting")
+    assert message(status, "Ready") == (
+        "1 of 1 api pods are ready, 1 of them only just: nodes are told of its address"
+    )
+    assert read(status, "Progressing") == ("True", "RollingOut")
+    assert read(status, "Degraded") == ("False", "Healthy")
+    assert status.phase == "Progressing"
+
+
+def test_one_of_two_api_pods_that_can_be_reached_is_enough_to_answer():
+    plan = plan_of(spec_of(api={"replicas": 2}))
+    status = status_of(plan, observe(plan, api=deployment(plan, "api", ready=2, available=1)))
+    assert read(status, "Ready") == ("True", "Ready")
+    assert read(status, "Progressing") == ("True", "RollingOut")
+
+
+def test_an_api_pod_that_flaps_stays_degraded():
+    plan = plan_of()
+    late = {"type": "Progressing", "reason": "ProgressDeadlineExceeded", "message": "has timed out"}
+    made = deployment(plan, "api", ready=1, available=0, conditions=[late])
+    assert read(status_of(plan, observe(plan, api=made)), "Degraded") == ("True", "PodsMissing")
+
+
 def test_one_of_two_workers_is_enough_to_answer():
     plan = plan_of(spec_of(worker={"replicas": 2}))
     status = status_of(plan, observe(plan, worker=deployment(plan, "worker", ready=1)))
@@ -220,9 +246,14 @@ pods = st.lists(
 )
 observations = st.builds(
     lambda ready, there, pods: observe(
-        plan_of(), pods, **{part: deployment(plan_of(), part, ready=ready[part]) for part in there}
+        plan_of(),
+        pods,
+        **{
+            part: deployment(plan_of(), part, ready=max(ready[part]), available=min(ready[part]))
+            for part in there
+        },
     ),
-    st.fixed_dictionaries(dict.fromkeys(PARTS, counts)),
+    st.fixed_dictionaries(dict.fromkeys(PARTS, st.tuples(counts, counts))),
     st.sets(st.sampled_from(PARTS)),
     pods,
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.serving import tiny_model, wait_for
+from tests.support.serving import tiny_model
+from tests.support.waiting import wait_for
 from yuan2_model import load_model
 from yuan2_server.engine import Engine
 from yuan2_server.protocol import ErrorCode, RequestError
@@ -74,7 +75,7 @@ def argmax_loop(model, prompt: list[int], count: int) -> list[int]:
 def drain(engine: Engine) -> None:
     """Let a fresh engine, which has its commands in order, work until nothing is left."""
     engine.start()
-    wait_for(lambda: engine.load == 0, "an idle engine", every=0.005)
+    wait_for("an idle engine", lambda: engine.load == 0, every=0.005)
     engine.close()
 
 
@@ -127,7 +128,7 @@ def test_a_cancelled_sequence_is_gone_within_a_step(model):
     one = sequence([5, 6], sink, count=4000)
     engine.start()
     engine.submit(one)
-    wait_for(lambda: sink.tokens, "a first token", every=0.001)
+    wait_for("a first token", lambda: sink.tokens, every=0.001)
     engine.cancel(one)
     engine.call(lambda: None).result(10)
     seen = len(sink.tokens)

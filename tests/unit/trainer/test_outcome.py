@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuan2_core.contract import TERMINATION_LIMIT, Progress, Termination, TrainJob
+from yuan2_core.contract import PEER_LOST, TERMINATION_LIMIT, Progress, Termination, TrainJob
 from yuan2_core.errors import DatasetError
 from yuan2_trainer.outcome import (
     JobError,
@@ -26,7 +26,7 @@ from yuan2_trainer.outcome import (
 COMPLETE = Outcome(0, "Complete", "done")
 PREEMPTED = Outcome(75, "Preempted", "saved")
 CRASHED = Outcome(1, "Crashed", "KeyError: x", at=5.0)
-LOST = Outcome(1, "Crashed", "lost contact", at=1.0, secondary=True)
+LOST = Outcome(1, PEER_LOST, "lost contact", at=1.0)
 INVALID = Outcome(78, "InvalidModel", "a tensor is missing", at=9.0)
 
 
@@ -46,7 +46,14 @@ INVALID = Outcome(78, "InvalidModel", "a tensor is missing", at=9.0)
             "Crashed",
             "out of memory",
         ),
-        (RuntimeError("[gloo/x.cc:1] Connection closed by peer"), 1, "Crashed", "another rank"),
+        (RuntimeError("[gloo/x.cc:1] Connection closed by peer"), 1, "PeerLost", "another rank"),
+        (RuntimeError("ncclRemoteError: A call failed possibly due to"), 1, "PeerLost", "another rank"),
+        (
+            RuntimeError("Failed to recv, got 0 bytes. Connection was likely closed."),
+            1,
+            "PeerLost",
+            "0 bytes",
+        ),
         (KeyError("weight"), 1, "Crashed", "KeyError: 'weight'"),
         (ZeroDivisionError(), 1, "Crashed", "ZeroDivisionError"),
     ],
