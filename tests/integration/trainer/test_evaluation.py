@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.ranks import run_ranks
+from tests.integration.trainer.test_methods import LORA, QLORA, needs_4_bits
+from tests.support.ranks import run_ranks, start_ranks
 from tests.support.training import losses, make_job, metrics, write_data
-from yuan2_trainer.methods import BITSANDBYTES_FOR_CPU, missing_package
+from yuan2_trainer.progress import Snapshot
+from yuan2_trainer.workspace import read_text
 
 Train = Callable[..., Path]
 HELD_OUT: dict[str, Any] = {"eval_fraction": 0.3, "evaluation": {"every_steps": 3, "sample_answers": 3}}
-LORA: dict[str, Any] = {"method": {"lora": {"dropout": 0.3}}, "learning_rate": 1e-2}
-QLORA: dict[str, Any] = {**LORA, "method": {"qlora": {}}, "precision": "bf16"}
+# A rate so high that the loss rises again: the best evaluation is not the last one.
+OVERSHOOT: dict[str, Any] = {
+    "eval_fraction": 0.3,
+    "evaluation": {"every_steps": 1, "early_stopping_patience": 2, "sample_answers": 1},
+    "learning_rate": 0.08,
+    "schedule": "constant",
+    "max_steps": 12,
+    "every_steps": 3,
+    "keep": 1,
+}
+BASE: dict[str, Any] = {"micro_batch_size": 8, "gradient_accumulation_steps": 1}
 
-needs_4_bits = pytest.mark.skipif(
-    missing_package("bitsandbytes", BITSANDBYTES_FOR_CPU) is not None,
-    reason="no bitsandbytes for a CPU",
-)
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("other") / "held-out.json", 7)
 
 
 def evaluations(output: Path) -> dict[int, float]:
@@ -47,23 +59,19 @@ def reference(trained: Train) -> Path:
     return trained(**HELD_OUT)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
     "changes",
     [
-        {"micro_batch_size": 1, "gradient_accumulation_steps": 8},
-        {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "packing": False},
-        {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "stage": 0},
+        {"micro_batch_size": 1, "gradient_accumulation_steps": 8, "packing": False, "stage": 0},
+        {"micro_batch_size": 2, "gradient_accumulation_steps": 2, "processes": 2},
         {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "stage": 3},
+        {"micro_batch_size": 4, "processes": 2, "stage": 3, "deepspeed": {"offload": "parameters"}},
     ],
-    ids=["single", "padded", "zero-0", "zero-3"],
+    ids=["alone", "two-ranks", "zero-3", "zero-3-two-ranks-offloaded"],
 )
 def test_the_loss_depends_neither_on_ranks_nor_on_the_shape_of_batches(
-    trained: Train, reference: Path, processes: int, changes: dict[str, Any]
+    trained: Train, reference: Path, changes: dict[str, Any]
 ) -> None:
-    if processes == 2:
-        accumulation = changes["gradient_accumulation_steps"] // 2
-        changes = {**changes, "gradient_accumulation_steps": accumulation, "processes": 2}
     output = trained(**HELD_OUT, **changes)
     assert evaluations(output) == pytest.approx(evaluations(reference), abs=1e-5)
     assert [row["answer"] for row in samples(output)] == [row["answer"] for row in samples(reference)]
@@ -77,8 +85,14 @@ def test_evaluations_come_before_between_and_after_the_steps(reference: Path) ->
     assert all(row["perplexity"] == pytest.approx(torch.tensor(row["evalLoss"]).exp()) for row in rows)
 
 
+@pytest.fixture
+def judged(trained: Train, other_data: Path) -> Train:
+    """Trained as without evaluation, but judged on data of its own."""
+    return lambda **changes: trained(eval_path=str(other_data), evaluation={"every_steps": 2}, **changes)
+
+
 def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_file(
-    trained: Train, inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    judged: Train, inputs: tuple[Path, Path], other_data: Path
 ) -> None:
     """Computed again from the exported model, conversation by conversation."""
     from yuan2_core.conversation import render
@@ -86,39 +100,36 @@ def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_file(
     from yuan2_core.tokenizer import Yuan2Tokenizer
     from yuan2_model import Yuan2ForCausalLM
 
-    path = write_data(tmp_path_factory.mktemp("other") / "held-out.json", 7)
-    output = trained(eval_path=str(path), max_steps=2)
+    output = judged()
     model = Yuan2ForCausalLM.from_pretrained(output / "model", dtype=torch.float32).eval()
     tokenizer = Yuan2Tokenizer.from_pretrained(inputs[0])
-    total, labelled = 0.0, 0
-    for conversation in load_conversations(path):
+    total, labelled, count = 0.0, 0, 0
+    for conversation in load_conversations(other_data):
         for sample in render(conversation, tokenizer, "split_example", 128):
             ids, labels = torch.tensor([sample.input_ids]), torch.tensor([sample.labels])
             with torch.no_grad():
                 total += float(model(input_ids=ids, labels=labels, loss_reduction="sum").loss)
             labelled += int((labels != -100).sum())
-    assert evaluations(output)[2] == pytest.approx(total / labelled, abs=1e-5)
-    assert record(output)["data"]["eval_samples"] == sum(
-        len(conversation.turns) for conversation in load_conversations(path)
-    )
+            count += 1
+    assert evaluations(output)[record(output)["exportedStep"]] == pytest.approx(total / labelled, abs=1e-5)
+    assert record(output)["data"]["eval_samples"] == count
+    assert record(output)["data"]["samples"] == 49
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"stage": 3}, LORA, {**LORA, "stage": 3}, pytest.param(QLORA, marks=needs_4_bits)],
-    ids=["full", "zero-3", "lora", "lora-zero-3", "qlora"],
+    [{}, {"stage": 3}, LORA, pytest.param(QLORA, marks=needs_4_bits)],
+    ids=["full", "zero-3", "lora", "qlora"],
 )
 def test_training_does_not_notice_that_it_is_judged(
-    trained: Train, tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+    trained: Train, judged: Train, changes: dict[str, Any]
 ) -> None:
-    path = write_data(tmp_path_factory.mktemp("held-out") / "data.json", 5)
-    judged = trained(eval_path=str(path), evaluation={"every_steps": 2}, **changes)
-    plain = trained(**changes)
-    assert losses(judged) == losses(plain)
-    found = evaluations(judged)
+    output = judged(**changes)
+    assert losses(output) == losses(trained(**changes))
+    found = evaluations(output)
     assert list(found) == [0, 2, 4, 6, 8]
     assert found[8] < found[0]
-    assert record(judged)["exportedStep"] == min(list(found)[1:], key=lambda step: found[step])
+    assert record(output)["exportedStep"] == min(list(found)[1:], key=lambda step: found[step])
 
 
 def test_held_out_conversations_are_not_trained_on(trained: Train, reference: Path) -> None:
@@ -136,42 +147,23 @@ def test_sample_answers_are_what_generate_gives(reference: Path, inputs: tuple[P
 
     tokenizer = Yuan2Tokenizer.from_pretrained(inputs[0])
     assert [row["step"] for row in samples(reference)] == [0, 0, 0, 8, 8, 8]
-    for directory, rows in (
-        (inputs[0], samples(reference)[:3]),
-        (reference / "model", samples(reference)[3:]),
-    ):
+    for directory, row in ((inputs[0], samples(reference)[1]), (reference / "model", samples(reference)[5])):
         model = Yuan2ForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        for row in rows:
-            prompt = [*tokenizer.encode(row["question"], structure=False), tokenizer.sep_id]
-            ids = torch.tensor([prompt])
-            made = model.generate(ids, max_new_tokens=ANSWER_TOKENS, do_sample=False)[
-                0, len(prompt) :
-            ].tolist()
-            ended = made[: made.index(tokenizer.eod_id)] if tokenizer.eod_id in made else made
-            assert row["answer"] == tokenizer.decode(ended)
-
-
-# A rate so high that the loss rises again: the best evaluation is not the last one.
-OVERSHOOT: dict[str, Any] = {
-    "eval_fraction": 0.3,
-    "evaluation": {"every_steps": 1, "early_stopping_patience": 2, "sample_answers": 1},
-    "learning_rate": 0.08,
-    "schedule": "constant",
-    "max_steps": 12,
-    "every_steps": 3,
-    "keep": 1,
-}
+        prompt = [*tokenizer.encode(row["question"], structure=False), tokenizer.sep_id]
+        made = model.generate(torch.tensor([prompt]), max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        answer = made[0, len(prompt) :].tolist()
+        ended = answer[: answer.index(tokenizer.eod_id)] if tokenizer.eod_id in answer else answer
+        assert row["answer"] == tokenizer.decode(ended)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"stage": 3, "processes": 2, "micro_batch_size": 4},
-        {"stage": 0, "precision": "bf16"},
-        {**LORA, "learning_rate": 2.0},
+        {"stage": 3, "processes": 2, "micro_batch_size": 4, "deepspeed": {"offload": "parameters"}},
+        {"method": {"lora": {}}, "learning_rate": 2.0, "stage": 0, "precision": "bf16"},
     ],
-    ids=["full", "zero-3", "bf16", "lora"],
+    ids=["full", "zero-3-offloaded", "lora-bf16"],
 )
 def test_training_ends_early_and_leaves_the_best_weights(trained: Train, changes: dict[str, Any]) -> None:
     output = trained(**{**OVERSHOOT, **changes})
@@ -195,10 +187,9 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(
     shutil.rmtree(output / "model")
     (output / "job.json").unlink()
     kept = sorted(item.name for item in (output / "checkpoints").iterdir())
-    base = {"micro_batch_size": 8, "gradient_accumulation_steps": 1, **OVERSHOOT}
-    job = make_job(*inputs, output, **base)
+    job = make_job(*inputs, output, **BASE, **OVERSHOOT)
     outcome = run_ranks(job, tmp_path / "workspace")[0]
-    assert "stopped early" in outcome.message
+    assert f"stopped early at step {best + 2} of 12" in outcome.message
     assert f"weights of step {best} written" in outcome.message
     assert f"going on from {kept[-1]}" in (tmp_path / "workspace" / "rank-0.log").read_text()
     assert losses(output) == losses(unbroken)
@@ -207,3 +198,85 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(
     expected = load_file(next((unbroken / "model").glob("*.safetensors")))
     again = load_file(next((output / "model").glob("*.safetensors")))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.items())
+
+
+def test_a_pod_asked_to_end_leaves_an_evaluation_and_the_next_one_makes_it(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "eval_path": str(write_data(tmp_path / "held-out.json", 150)),
+        "evaluation": {"every_steps": 2, "sample_answers": 0},
+        "packing": False,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "processes": 2,
+        "max_steps": 4,
+    }
+    unbroken = tmp_path / "unbroken"
+    assert run_ranks(make_job(*inputs, unbroken, **changes), tmp_path / "u")[0].exit_code == 0
+    job = make_job(*inputs, tmp_path / "output", **changes)
+    workspace, ranks = start_ranks(job, tmp_path / "first")
+    while not _evaluates(read_text(workspace.progress), 2):
+        assert ranks[0].is_alive()
+        ranks[0].join(0.01)
+    workspace.stop.touch()
+    asked = time.monotonic()
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 75
+    assert time.monotonic() - asked < 30
+    assert list(evaluations(tmp_path / "output")) == [0]
+    assert [item.name for item in (tmp_path / "output" / "checkpoints").iterdir()] == ["step-000002"]
+    assert run_ranks(job, tmp_path / "second")[0].exit_code == 0
+    assert "going on from step-000002" in (tmp_path / "second" / "rank-0.log").read_text()
+    assert evaluations(tmp_path / "output") == evaluations(unbroken)
+    assert losses(tmp_path / "output") == losses(unbroken)
+
+
+def _evaluates(progress: str | None, step: int) -> bool:
+    snapshot = Snapshot.model_validate_json(progress) if progress else Snapshot()
+    return (snapshot.state, snapshot.step) == ("evaluating", step)
+
+
+def test_a_pod_asked_to_end_before_the_first_step_has_nothing_to_save(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    job = make_job(*inputs, tmp_path / "output", **BASE, **HELD_OUT)
+    workspace, ranks = start_ranks(job, tmp_path / "workspace")
+    workspace.stop.touch()
+    ranks[0].join(60)
+    assert ranks[0].exitcode == 75
+    assert "asked to end before step 1; the next attempt begins anew" in workspace.outcome(0).read_text()
+
+
+def test_other_evaluation_data_are_another_run(
+    trained: Train, judged: Train, inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changed = {**OVERSHOOT, "eval_fraction": 0.4}
+    for name, made, changes, words in (
+        ("fraction", trained(**OVERSHOOT), changed, "dataset.evalFraction was 0.3 and is 0.4"),
+        (
+            "file",
+            judged(**LORA),
+            {**LORA, "eval_path": str(write_data(tmp_path / "another.json", 8)), "max_steps": 8},
+            "the data of dataset.evalSource, which its evaluations are compared on, changed",
+        ),
+    ):
+        output = tmp_path / name
+        shutil.copytree(made, output)
+        outcome = run_ranks(make_job(*inputs, output, **BASE, **changes), tmp_path / f"{name}-workspace")[0]
+        assert (outcome.exit_code, outcome.reason) == (78, "InvalidJob")
+        assert words in outcome.message
+
+
+@pytest.mark.parametrize("max_steps", [8, 3], ids=["three-steps", "the-last-step"])
+def test_a_loss_that_is_no_number_fails_the_run(
+    inputs: tuple[Path, Path], tmp_path: Path, max_steps: int
+) -> None:
+    changes = {**BASE, "learning_rate": 1e30, "warmup_steps": 1, "every_steps": 1, "max_steps": max_steps}
+    outcome = run_ranks(make_job(*inputs, tmp_path / "output", **changes), tmp_path / "workspace")[0]
+    assert (outcome.exit_code, outcome.reason) == (78, "InvalidJob")
+    assert f"was not a finite number from step 3 to {min(5, max_steps)}" in outcome.message
+    kept = sorted(item.name for item in (tmp_path / "output" / "checkpoints").iterdir())
+    assert f"the last good checkpoint is that of step {int(kept[-1][5:])}" in outcome.message
+    assert not (tmp_path / "output" / "model").exists()

@@ -22,11 +22,17 @@ from yuan2_trainer.manifest import (
     surplus,
     verify_file,
 )
+from yuan2_trainer.standing import Standing
 
 CONTENT = b"numbers"
 
 
-def write_checkpoint(root: Path, step: int, fragments: dict[str, tuple[int, int]] | None = None) -> Path:
+def write_checkpoint(
+    root: Path,
+    step: int,
+    fragments: dict[str, tuple[int, int]] | None = None,
+    standing: Standing | None = None,
+) -> Path:
     directory = root / checkpoint_name(step)
     directory.mkdir(parents=True)
     (directory / "shard").write_bytes(CONTENT)
@@ -43,6 +49,7 @@ def write_checkpoint(root: Path, step: int, fragments: dict[str, tuple[int, int]
         world_size=1,
         stage=2,
         identity={},
+        standing=standing,
         shapes={"w": [2, 3]},
         files={"shard": file},
     )
@@ -96,6 +103,29 @@ def test_surplus_never_takes_one_of_the_newest_complete_ones(
     complete = [step for step, whole in enumerate(good) if whole]
     removed = {step_of(directory) for directory in surplus(root, keep)}
     assert removed == set(complete[:-keep])
+
+
+@given(
+    steps=st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True),
+    keep=st.integers(1, 4),
+    data=st.data(),
+)
+def test_surplus_never_takes_the_best_one(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], keep: int, data: st.DataObject
+) -> None:
+    """Each checkpoint knows which one was best when it was written."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    best: int | None = None
+    for step in sorted(steps):
+        best = data.draw(st.sampled_from([best, step]))
+        write_checkpoint(root, step, standing=Standing(best_step=best))
+        for directory in surplus(root, keep):
+            remove_checkpoint(directory)
+        left = {step_of(item) for item in root.iterdir()}
+        newest = set(sorted(done for done in steps if done <= step)[-keep:])
+        assert newest <= left
+        assert best is None or best in left
+        assert len(left) <= 2 * keep + 1
 
 
 @pytest.mark.parametrize(
