@@ -23,6 +23,7 @@ from yuan2_core.contract import (
     EXIT_COMPLETE,
     EXIT_CRASHED,
     EXIT_PREEMPTED,
+    PEER_LOST,
     Launch,
     Progress,
     TrainJob,
@@ -211,7 +212,7 @@ class Launcher:
         }
         lost = read_text(self.workspace.lost_pod)
         if lost is not None and all(end.exit_code == EXIT_COMPLETE for end in outcomes.values()):
-            return Outcome(EXIT_CRASHED, "Crashed", f"lost contact with another rank: {lost}", secondary=True)
+            return Outcome(EXIT_CRASHED, PEER_LOST, f"lost contact with another rank: {lost}")
         trouble = read_text(self.workspace.agent_error)
         if trouble is not None and not outcomes:
             return outcome_of(RuntimeError(f"the pods did not find each other: {trouble}"))
