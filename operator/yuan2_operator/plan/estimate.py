@@ -49,7 +49,7 @@ def estimate_of(spec: FineTuneSpec, prepared: PreparedData | None) -> Estimate |
 
 
 def acceptance(spec: FineTuneSpec, estimate: Estimate | None) -> tuple[str, str]:
-    """Reason and sentence of `Accepted=True`: the plan with its needs, or with what to change to make it fit."""
+    """Reason and sentence of `Accepted=True`: the plan and its needs, or what to change to fit."""
     plan = summary(spec)
     if estimate is None:
         return Reason.VALID, plan

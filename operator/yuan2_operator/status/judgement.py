@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PEER_LOST, Progress
+from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PEER_LOST, Progress, Termination
 from yuan2_operator.api.finetune import Attempt, AttemptOutcome
 from yuan2_operator.constants import ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
 from yuan2_operator.status.pods import PodFacts, condition, parse_time, shorten
@@ -64,12 +64,14 @@ class AttemptView:
         makes_none = self.job is None or self.job.finishing or self.job.deleting
         return makes_none and all(pod.settled(now) for pod in self.pods)
 
+    @property
+    def termination(self) -> Termination | None:
+        """What rank 0 left, if it has ended."""
+        return next((pod.termination for pod in self.pods if pod.index == 0 and pod.termination), None)
+
     def progress(self) -> Progress | None:
-        """What rank 0 last said of its progress, if it has ended and left a termination message."""
-        for pod in self.pods:
-            if pod.index == 0 and pod.termination is not None:
-                return pod.termination.progress
-        return None
+        """What rank 0 last said of its progress, if it has ended."""
+        return None if self.termination is None else self.termination.progress
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ def judge(view: AttemptView, attempt: Attempt, now: datetime, *, certain: bool =
         text = f"Job {attempt.number} of the run was deleted by somebody else"
         return Judgement("Disrupted", Reason.DISRUPTED, text) if certain or view.quiet(now) else None
     if job.complete:
-        return Judgement("Succeeded", Reason.SUCCEEDED, f"attempt {attempt.number} trained to the end")
+        ended = view.termination
+        text = f"attempt {attempt.number} trained to the end" if ended is None else shorten(ended.message)
+        return Judgement("Succeeded", Reason.SUCCEEDED, text)
     invalid = _invalid(view, job)
     if invalid is not None:
         return invalid

@@ -44,7 +44,9 @@ def test_trains_to_the_end_within_the_budget_of_requests(run):
     assert (status["step"], status["totalSteps"], status["progress"]) == (100, 100, "100/100")
     assert status["model"]["path"] == "tuned/model"
     assert status["model"]["claimName"] == "models"
-    assert [attempt["outcome"] for attempt in status["attempts"]] == ["Succeeded"]
+    assert [(attempt["outcome"], attempt["message"]) for attempt in status["attempts"]] == [
+        ("Succeeded", "trained to the end")
+    ]
     assert {"startTime", "firstStepTime", "completionTime"} <= set(status)
     run.cluster.kubectl(
         "wait", "--for=condition=Complete", "y2ft/alpaca", "-n", run.namespace, "--timeout=5s"

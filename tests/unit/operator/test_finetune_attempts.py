@@ -217,6 +217,18 @@ def verdict(pods: list[PodFacts], failure: str = "Job has reached the specified 
     return judge(view, Attempt(number=1), START + timedelta(seconds=60))
 
 
+def test_a_run_that_ended_early_says_so_in_the_words_of_rank_0():
+    text = "ended early after 300 of 900 steps: no lower evaluation loss since step 120"
+    ended = PodFacts("x-1-0", 0, 1, "Succeeded", termination=Termination(reason="Complete", message=text))
+    done = AttemptView(1, JobFacts("x-1", 1, complete=True), (ended,))
+    found, silent = (
+        judge(view, Attempt(number=1), START)
+        for view in (done, replace(done, pods=(replace(ended, termination=None),)))
+    )
+    assert (found.outcome, found.message) == ("Succeeded", text)
+    assert silent.message == "attempt 1 trained to the end"
+
+
 def test_the_first_pod_that_crashed_is_the_cause():
     found = verdict([pod(0, 1, seconds=9), pod(1, 137, seconds=3)])
     assert (found.outcome, found.counted) == ("Failed", True)
