@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import yuan2_trainer.export
+import yuan2_trainer.fastchat.process
 import yuan2_trainer.loading
 import yuan2_trainer.loop
 import yuan2_trainer.rank

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from importlib import import_module
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ from yuan2_trainer.preflight import check_job
 from yuan2_trainer.workspace import Workspace, replace
 
 _ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+_RANK = "yuan2_trainer.rank"
 _PRELOAD = ["torch._dynamo", "deepspeed", "tests.support.preloaded"]
 
 
@@ -37,8 +39,12 @@ def start_ranks(job: TrainJob, directory: Path) -> tuple[Workspace, list[BasePro
     replace(workspace.job, job.to_json())
     prepared = check_job(job, workspace, lambda: None)
     replace(workspace.prepared, prepared.model_dump_json())
-    world_size, port = job.launch.processes_per_node, free_port()
-    context = _context()
+    return workspace, start_processes(_RANK, [str(directory)], directory, job.launch.processes_per_node)
+
+
+def start_processes(module: str, arguments: list[str], directory: Path, world_size: int) -> list[BaseProcess]:
+    """Start `main(arguments)` of a module as the ranks of one node; each one's log goes to `directory`."""
+    port, context = free_port(), _context()
     ranks: list[BaseProcess] = []
     for rank in range(world_size):
         environment = {
@@ -49,25 +55,39 @@ def start_ranks(job: TrainJob, directory: Path) -> tuple[Workspace, list[BasePro
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        process = context.Process(target=_rank, args=(str(directory), environment))
+        process = context.Process(target=_rank, args=(module, arguments, str(directory), environment))
         process.start()
         ranks.append(process)
-    return workspace, ranks
+    return ranks
+
+
+def run_processes(
+    module: str, arguments: list[str], directory: Path, world_size: int, seconds: float = 150
+) -> list[int | None]:
+    """Run `main(arguments)` of a module as ranks to their end; their exit codes, by rank."""
+    directory.mkdir(parents=True)
+    ranks = start_processes(module, arguments, directory, world_size)
+    _join(ranks, directory, seconds)
+    return [process.exitcode for process in ranks]
 
 
 def run_ranks(job: TrainJob, directory: Path, seconds: float = 150) -> list[Outcome]:
     """Run the ranks of a job to their end; their outcomes, by rank."""
     workspace, ranks = start_ranks(job, directory)
+    _join(ranks, directory, seconds)
+    outcomes = [Outcome.from_json(workspace.outcome(rank).read_text()) for rank in range(len(ranks))]
+    for rank, (outcome, process) in enumerate(zip(outcomes, ranks, strict=True)):
+        assert outcome.exit_code == process.exitcode, (rank, outcome, process.exitcode)
+    return outcomes
+
+
+def _join(ranks: list[BaseProcess], directory: Path, seconds: float) -> None:
     for process in ranks:
         process.join(seconds)
         if process.is_alive():
             for other in ranks:
                 other.kill()
             raise TimeoutError(f"a rank did not end; see {directory}/rank-*.log")
-    outcomes = [Outcome.from_json(workspace.outcome(rank).read_text()) for rank in range(len(ranks))]
-    for rank, (outcome, process) in enumerate(zip(outcomes, ranks, strict=True)):
-        assert outcome.exit_code == process.exitcode, (rank, outcome, process.exitcode)
-    return outcomes
 
 
 def train(job: TrainJob, directory: Path) -> None:
@@ -76,11 +96,9 @@ def train(job: TrainJob, directory: Path) -> None:
         assert outcome.exit_code == 0, outcome
 
 
-def _rank(directory: str, environment: dict[str, str]) -> None:
+def _rank(module: str, arguments: list[str], directory: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     log = os.open(f"{directory}/rank-{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
-    from yuan2_trainer.rank import main
-
-    sys.exit(main([directory]))
+    sys.exit(import_module(module).main(arguments))

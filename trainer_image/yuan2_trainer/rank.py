@@ -6,16 +6,16 @@ import logging
 import os
 import sys
 import time
-import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yuan2_core.contract import EXIT_COMPLETE, EXIT_CRASHED, TrainJob
+from yuan2_core.contract import TrainJob
 from yuan2_trainer.data.prepare import Prepared, discard_cache
 from yuan2_trainer.deepspeed import prepare_environment, without_shared_memory_op
+from yuan2_trainer.ending import leave, settle
 from yuan2_trainer.logs import configure_logging
-from yuan2_trainer.outcome import JobError, Outcome, outcome_of
+from yuan2_trainer.outcome import JobError
 from yuan2_trainer.parent import die_with_parent
 from yuan2_trainer.workspace import Workspace, read_text, replace
 
@@ -37,18 +37,9 @@ def main(arguments: list[str]) -> int:
     workspace = Workspace(Path(arguments[0]))
     rank = int(os.environ["RANK"])
     configure_logging(f"rank {rank}")
-    try:
-        outcome = Outcome(EXIT_COMPLETE, "Complete", train(workspace))
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher must hear of it
-        outcome = outcome_of(error)
-        if outcome.exit_code == EXIT_CRASHED:
-            traceback.print_exc()
+    outcome = settle(lambda: train(workspace))
     replace(workspace.outcome(rank), outcome.to_json())
-    _LOG.log(logging.INFO if outcome.exit_code == EXIT_COMPLETE else logging.ERROR, outcome.message)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: threads of a collective that will never end must not hold a failed rank back.
-    os._exit(outcome.exit_code)
+    leave(outcome)
 
 
 def train(workspace: Workspace) -> str:
