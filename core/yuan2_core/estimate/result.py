@@ -44,6 +44,8 @@ class Estimate:
     def summary(self) -> str:
         """`about 44 GB per GPU, 21 h`, for a condition's sentence."""
         text = f"about {spoken_gb(self.memory.total)} per GPU"
+        if self.host_bytes_per_gpu:
+            text += f" and {spoken_gb(self.host_bytes_per_gpu)} of the host's memory for each"
         if self.hours is None:
             return text
         return f"{text}, {'at most ' if self.at_most else ''}{_spoken(self.hours)}"

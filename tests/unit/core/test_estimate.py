@@ -284,6 +284,12 @@ def test_without_the_data_the_hours_of_given_steps_are_those_of_full_rows() -> N
     assert bound.summary.endswith(f"at most {bound.hours * 60:.0f} min")
 
 
+def test_offloading_names_the_memory_of_the_host() -> None:
+    found = estimate(run(offload="optimizer"))
+    words = f"GB per GPU and {found.host_bytes_per_gpu / 1e9:.1f} GB of the host's memory for each"
+    assert words in found.summary
+
+
 def test_checkpointing_every_other_layer_lies_between_all_and_none() -> None:
     every, second, none = (
         run(checkpointing=again, checkpointing_every=of) for again, of in ((True, 1), (True, 2), (False, 1))
