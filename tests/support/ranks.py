@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -71,9 +72,16 @@ def run_processes(
     return [process.exitcode for process in ranks]
 
 
-def run_ranks(job: TrainJob, directory: Path, seconds: float = 150) -> list[Outcome]:
-    """Run the ranks of a job to their end; their outcomes, by rank."""
+def run_ranks(
+    job: TrainJob, directory: Path, seconds: float = 150, meanwhile: Callable[[], object] | None = None
+) -> list[Outcome]:
+    """Run the ranks of a job to their end; their outcomes, by rank.
+
+    `meanwhile` is called once they have started: long before their first step.
+    """
     workspace, ranks = start_ranks(job, directory)
+    if meanwhile is not None:
+        meanwhile()
     _join(ranks, directory, seconds)
     outcomes = [Outcome.from_json(workspace.outcome(rank).read_text()) for rank in range(len(ranks))]
     for rank, (outcome, process) in enumerate(zip(outcomes, ranks, strict=True)):

@@ -4,7 +4,6 @@ data."""
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -18,14 +17,10 @@ from yuan2_model.dimensions import Dimensions
 from yuan2_trainer.data.holdout import set_aside
 from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
 from yuan2_trainer.data.rendering import Beat
-from yuan2_trainer.manifest import BYTES_PER_PARAMETER
-from yuan2_trainer.methods import check_method, refuse, trainable_parameters
-from yuan2_trainer.outcome import JobError, OutputFullError
+from yuan2_trainer.methods import check_method, refuse
+from yuan2_trainer.outcome import JobError
+from yuan2_trainer.room import check_room, room_after_data, room_before_data
 from yuan2_trainer.workspace import Workspace
-
-BYTES_OF_WEIGHT = {"bf16": 2, "fp32": 4}
-EXPORT_ROOM = 1.05
-"""Room for config, tokenizer and metrics beside the weights."""
 
 
 def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
@@ -47,6 +42,7 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
             f"training.maxLength {job.training.max_length}: a sequence has {prepared.longest} tokens, "
             f"the model at most {dimensions.max_position_embeddings}; set training.maxLength to that or less"
         )
+    check_room(Path(job.output), room_after_data(job, dimensions, prepared.samples))
     return prepared
 
 
@@ -74,7 +70,7 @@ def check_tokenizer(job: TrainJob, dimensions: Dimensions) -> Yuan2Tokenizer:
 
 
 def check_output(job: TrainJob, dimensions: Dimensions) -> None:
-    """The output directory can be written and has room for one more checkpoint and the export."""
+    """The output directory can be written and has room for the data, a checkpoint and the export."""
     output = Path(job.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -84,15 +80,7 @@ def check_output(job: TrainJob, dimensions: Dimensions) -> None:
         if not output.exists() or error.errno is None:
             raise JobError(f"output: {output} cannot be made: {error.strerror}") from error
         raise _unwritable(output, error) from error
-    trained = trainable_parameters(job.method, dimensions)
-    written = trained + (dimensions.parameters if job.merge_adapter else 0)
-    needed = trained * BYTES_PER_PARAMETER + written * EXPORT_ROOM * BYTES_OF_WEIGHT[job.training.precision]
-    free = shutil.disk_usage(output).free
-    if free < needed:
-        raise OutputFullError(
-            f"output: {output} has {free / 1e9:.2f} GB free, a checkpoint and the export need "
-            f"{needed / 1e9:.2f} GB; free space or ask for a larger claim"
-        )
+    check_room(output, room_before_data(job, dimensions, data_cache(job.output)))
 
 
 def _unwritable(output: Path, error: OSError) -> JobError:
