@@ -51,6 +51,7 @@ class Checkpoints:
         self._copy = HostCopy()
         self._background = Background()
         self._completed: int | None = None
+        self._damaged: set[Path] = set()
         self._group: Any = None
 
     def save(self, engine: Any, position: Position, facts: dict[str, Any], overlap: bool = True) -> None:
@@ -107,8 +108,9 @@ class Checkpoints:
         whole = manifest.model_copy(update={"files": dict(file for file in files if file is not None)})
         self._together(lambda: _complete(partial, final, whole), partial, only_rank_0=True)
         self._completed = manifest.step
+        self._damaged.discard(final)
         if dist.get_rank() == 0:
-            for directory in surplus(self.root, self.keep):
+            for directory in surplus(self.root, self.keep, self._damaged):
                 remove_checkpoint(directory)
 
     def latest(self) -> Found | None:
@@ -129,8 +131,10 @@ class Checkpoints:
 
     def _is_sound(self, found: Found) -> bool:
         problems = [problem for problem in _gather(self._verify_share(found)) if problem]
-        if problems and dist.get_rank() == 0:
-            self.warn(f"checkpoint {found.directory.name} is skipped: {problems[0]}")
+        if problems:
+            self._damaged.add(found.directory)
+            if dist.get_rank() == 0:
+                self.warn(f"checkpoint {found.directory.name} is skipped: {problems[0]}")
         return not problems
 
     def _verify_share(self, found: Found) -> str | None:

@@ -23,13 +23,10 @@ from yuan2_trainer.data.order import share_of_rank
 from yuan2_trainer.data.packing import Row
 from yuan2_trainer.progress import Tracker
 from yuan2_trainer.step import Stepper
+from yuan2_trainer.stopping import AskedToEndError
 
 BEAT_SECONDS = 1.0
 """So often, at most, an evaluation says that it goes on."""
-
-
-class AskedToEndError(Exception):
-    """Some rank's pod was asked to end while no optimizer step was under way."""
 
 
 @dataclass

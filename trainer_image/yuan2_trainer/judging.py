@@ -15,7 +15,7 @@ from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.checkpoint import Checkpoints
 from yuan2_trainer.data.holdout import evaluation_samples
 from yuan2_trainer.data.order import Course, Position
-from yuan2_trainer.evaluation import AskedToEndError, Evaluator, Pulse
+from yuan2_trainer.evaluation import Evaluator, Pulse
 from yuan2_trainer.loading import put_weights
 from yuan2_trainer.outcome import PreemptedError
 from yuan2_trainer.progress import EvaluationReport, Tracker
@@ -23,6 +23,7 @@ from yuan2_trainer.recording import Recording
 from yuan2_trainer.samples import SAMPLES, SampleAnswers, choose_questions
 from yuan2_trainer.standing import Standing, is_due
 from yuan2_trainer.step import Stepper
+from yuan2_trainer.stopping import AskedToEndError
 from yuan2_trainer.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)

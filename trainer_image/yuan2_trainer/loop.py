@@ -13,7 +13,6 @@ import torch.distributed as dist
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.checkpoint import Checkpoints
 from yuan2_trainer.data.order import Course, Indices, Position, epoch_order
-from yuan2_trainer.evaluation import AskedToEndError
 from yuan2_trainer.judging import Judge, preempted_before
 from yuan2_trainer.mfu import Meter
 from yuan2_trainer.outcome import JobError, PreemptedError
@@ -21,6 +20,7 @@ from yuan2_trainer.progress import StepReport, Tracker
 from yuan2_trainer.recording import Recording
 from yuan2_trainer.schedule import rate_factor, warmup_of
 from yuan2_trainer.step import Stepper, StepResult
+from yuan2_trainer.stopping import AskedToEndError
 from yuan2_trainer.workspace import Workspace
 
 NOT_FINITE_LIMIT = 3
@@ -70,7 +70,10 @@ class Loop:
             began = time.monotonic()
             rate = self._learning_rate(position.step)
             seed_step(self.job.training.seed, position.step)
-            result = self.stepper.run(self._order(epoch)[first:last], rate, self.workspace.stop.exists())
+            try:
+                result = self.stepper.run(self._order(epoch)[first:last], rate, self.workspace.stop.exists())
+            except AskedToEndError as error:
+                raise self._preempted(position) from error
             position = after
             self._report(position, rate, result, time.monotonic() - began)
             self._note_checkpoint(self.checkpoints.completed())
@@ -93,12 +96,20 @@ class Loop:
             due = due or self.judge.leads(position)
         if self._ended(position) or not (due or stop) or self._not_finite:
             return
-        self.save(position, overlap=not stop)
         if stop:
-            raise PreemptedError(
-                f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, "
-                "the next attempt goes on from there"
-            )
+            raise self._preempted(position)
+        self.save(position)
+
+    def _preempted(self, position: Position) -> PreemptedError:
+        """Saves what has been done since the last checkpoint, unless it is lost."""
+        self._note_checkpoint(self.checkpoints.finish())
+        if self._not_finite or position.step in (0, self.last_checkpoint):
+            return preempted_before(self.last_checkpoint or 0)
+        self.save(position, overlap=False)
+        return PreemptedError(
+            f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, "
+            "the next attempt goes on from there"
+        )
 
     def _judge(self, position: Position, stop: bool) -> bool:
         """Evaluate if it is due; returns whether the pod was asked to end, before or meanwhile."""

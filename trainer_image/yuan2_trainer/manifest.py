@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,13 +137,25 @@ def _open(directory: Path, warn: Callable[[str], None]) -> Found | None:
         return None
 
 
-def surplus(root: Path, keep: int) -> list[Path]:
-    """Complete checkpoints beyond the `keep` newest complete ones and the best one that these know of;
-    damaged ones never push out a good one."""
-    complete = list(complete_checkpoints(root, lambda _: None))
+def surplus(root: Path, keep: int, damaged: Collection[Path] = ()) -> list[Path]:
+    """Complete checkpoints beyond the `keep` newest complete ones and the best one that these know of.
+
+    Args:
+        root: where checkpoints lie.
+        keep: how many stay.
+        damaged: directories that do not have their checksums, though they look complete. They never push out
+            a good one, and go once there is a newer good one.
+    """
+    every = list(complete_checkpoints(root, lambda _: None))
+    complete = [found for found in every if found.directory not in damaged]
     kept, others = complete[: max(1, keep)], complete[max(1, keep) :]
     best = {found.manifest.standing.best_step for found in kept if found.manifest.standing is not None}
-    return [found.directory for found in others if found.manifest.step not in best]
+    worthless = [found for found in every if found.directory in damaged and _is_older(found, complete)]
+    return [found.directory for found in [*others, *worthless] if found.manifest.step not in best]
+
+
+def _is_older(found: Found, complete: list[Found]) -> bool:
+    return bool(complete) and found.manifest.step < complete[0].manifest.step
 
 
 def remove_checkpoint(directory: Path) -> None:

@@ -156,6 +156,7 @@ def build_loop(
     from yuan2_trainer.mfu import Meter
     from yuan2_trainer.recording import Recording
     from yuan2_trainer.step import Stepper
+    from yuan2_trainer.stopping import Vote
 
     output = Path(job.output)
     checkpoints = Checkpoints(output / "checkpoints", job.checkpoint.keep, _LOG.warning)
@@ -177,6 +178,7 @@ def build_loop(
         max_length=job.training.max_length,
         max_grad_norm=job.training.max_grad_norm,
         packing=job.training.packing,
+        vote=Vote(workspace.stop.exists),
     )
     last_checkpoint = None if found is None else position.step
     meter = Meter.of(job, read_dimensions(engine.module.config.to_dict()))

@@ -17,6 +17,7 @@ from yuan2_trainer.data.packing import Row, cut_batch
 from yuan2_trainer.data.store import SampleStore
 from yuan2_trainer.fragments import inner_optimizer
 from yuan2_trainer.mfu import memory_bytes
+from yuan2_trainer.stopping import Vote
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,20 @@ class Stepper:
     max_length: int
     max_grad_norm: float
     packing: bool
+    vote: Vote | None = None
+    """Taken between two micro batches; `None`: a step is not interrupted."""
 
     def over(self, store: SampleStore) -> Stepper:
         """The same over other samples."""
         return replace(self, store=store)
 
     def run(self, batch: Indices, learning_rate: float, stop: bool) -> StepResult:
-        """One optimizer step over the samples `batch` of all ranks."""
+        """One optimizer step over the samples `batch` of all ranks.
+
+        Raises:
+            AskedToEndError: some pod was asked to end before the last micro batch; nothing has changed but
+                gradients.
+        """
         labelled = int(self.store.labelled[batch].sum())
         local_loss = self._accumulate(batch, labelled)
         for group in inner_optimizer(self.engine).param_groups:
@@ -93,6 +101,8 @@ class Stepper:
         scale = dist.get_world_size() * self.accumulation_steps / max(1, labelled)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, rows in enumerate(mine, start=1):
+            if number > 1 and self.vote is not None:
+                self.vote.take()
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
             # A rank with nothing left computes a sample that counts for nothing: collectives need every rank.
             loss_sum = self.loss_sum([batch[:1]] if rows is None else rows)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,24 +16,39 @@ from safetensors.torch import load_file
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job, metrics
 from yuan2_core.contract import TrainJob
+from yuan2_trainer.progress import read_snapshot
+from yuan2_trainer.workspace import Workspace
 
 Train = Callable[..., Path]
 BASE = {"micro_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "every_steps": 2, "stage": 2}
 
 
+LORA = {"method": {"lora": {"dropout": 0.0, "target_modules": ["q_proj", "k_proj", "down_proj"]}}}
+
+
 def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(next((output / "model").glob("*.safetensors")))
+    """Of the model or the adapter that a run exported."""
+    return load_file(next(output.glob("*/*.safetensors")))
 
 
 def cut_back(output: Path, step: int, target: Path) -> Path:
     """The output of a run that died after `step`: no later checkpoint, no model, no record."""
     shutil.copytree(output, target)
-    shutil.rmtree(target / "model")
+    for made in ("adapter", "model"):
+        shutil.rmtree(target / made, ignore_errors=True)
     (target / "job.json").unlink()
     for directory in (target / "checkpoints").iterdir():
         if int(directory.name[5:]) > step:
             shutil.rmtree(directory)
     return target
+
+
+def damage(checkpoint: Path) -> None:
+    """Flip a bit of one file."""
+    shard = next(checkpoint.glob("shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
 
 
 def job_of(inputs: tuple[Path, Path], output: Path, **changes: object) -> TrainJob:
@@ -62,17 +79,72 @@ def test_resume_equals_the_unbroken_run_exactly(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(output).items())
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_the_number_of_ranks_and_the_stage_may_change_on_the_way(
-    trained: Train, inputs: tuple[Path, Path], tmp_path: Path, stage: int
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_position_in_the_data_is_resumed_in_a_later_epoch(
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path, packing: bool
 ) -> None:
-    """2 ranks, then 1 without ZeRO, then 2 again, with the same global batch."""
-    unbroken = trained(**{**BASE, "processes": 2, "stage": stage})
+    """49 sequences in steps of four: the thirteenth step ends the first epoch."""
+    changes = {"max_steps": 17, "every_steps": 15, "packing": packing, "processes": 2, "micro_batch_size": 1}
+    unbroken = trained(**{**BASE, **changes})
+    output = cut_back(unbroken, 15, tmp_path / "output")
+    train(job_of(inputs, output, **changes), tmp_path / "workspace")
+    assert "going on from step-000015" in (tmp_path / "workspace" / "rank-0.log").read_text()
+    for name in ("loss", "tokens", "epoch"):
+        assert [row[name] for row in metrics(output)] == [row[name] for row in metrics(unbroken)]
+
+
+def test_a_run_that_is_asked_to_end_within_a_step_resumes_exactly(
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Of one rank's pod, while both are in a step of some twenty micro batches, most likely."""
+    changes = {
+        "processes": 2,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 24,
+        "packing": False,
+        "max_steps": 8,
+        "every_steps": 100,
+    }
+    output = tmp_path / "output"
+    job = job_of(inputs, output, **changes)
+
+    def ask_to_end() -> None:
+        workspace = Workspace(tmp_path / "first")
+        while read_snapshot(workspace).step < 2:
+            time.sleep(0.01)
+        workspace.stop.touch()
+
+    outcomes = run_ranks(job, tmp_path / "first", meanwhile=ask_to_end)
+    assert {outcome.exit_code for outcome in outcomes} == {75}
+    [saved] = [int(item.name[5:]) for item in (output / "checkpoints").iterdir()]
+    assert f"checkpoint written at step {saved} of 8" in outcomes[0].message
+    train(job, tmp_path / "second")
+    assert losses(output) == losses(trained(**{**BASE, **changes}))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("between", ["same stage", "without ZeRO"])
+def test_the_number_of_ranks_and_the_stage_may_change_on_the_way(
+    trained: Train,
+    inputs: tuple[Path, Path],
+    tmp_path: Path,
+    stage: int,
+    method: dict[str, Any],
+    between: str,
+) -> None:
+    """2 ranks, then 1, then 2 again, with the same global batch."""
+    unbroken = trained(**{**BASE, **method, "processes": 2, "stage": stage})
     output = cut_back(unbroken, 2, tmp_path / "output")
-    alone = job_of(inputs, output, processes=1, stage=0, gradient_accumulation_steps=4)
-    train(alone, tmp_path / "alone")
+    alone = {
+        "processes": 1,
+        "stage": stage if between == "same stage" else 0,
+        "gradient_accumulation_steps": 4,
+    }
+    train(job_of(inputs, output, **method, **alone), tmp_path / "alone")
     middle = cut_back(output, 4, tmp_path / "middle")
-    train(job_of(inputs, middle, processes=2, stage=stage), tmp_path / "again")
+    train(job_of(inputs, middle, **method, processes=2, stage=stage), tmp_path / "again")
+    assert "going on from step-000004" in (tmp_path / "again" / "rank-0.log").read_text()
     assert losses(middle) == pytest.approx(losses(unbroken), abs=1e-5)
     expected = weights(unbroken)
     for name, tensor in weights(middle).items():
@@ -84,10 +156,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(
 ) -> None:
     unbroken = trained(**BASE)
     output = cut_back(unbroken, 4, tmp_path / "output")
-    shard = next((output / "checkpoints" / "step-000004").glob("shard-*"))
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
+    damage(output / "checkpoints" / "step-000004")
     (output / "checkpoints" / "step-000005.partial").mkdir()
     train(job_of(inputs, output), tmp_path / "workspace")
     log = (tmp_path / "workspace" / "rank-0.log").read_text()
@@ -99,6 +168,18 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(
         "step-000002",
         "step-000004",
     ]
+
+
+def test_a_damaged_checkpoint_never_pushes_out_the_one_that_was_used(
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """With one checkpoint kept, and a new one before the damaged one's step."""
+    output = cut_back(trained(**BASE), 4, tmp_path / "output")
+    damage(output / "checkpoints" / "step-000004")
+    train(job_of(inputs, output, keep=1, every_steps=3), tmp_path / "workspace")
+    names = sorted(item.name for item in (output / "checkpoints").iterdir())
+    assert names == ["step-000003", "step-000004"]
+    assert losses(output) == losses(trained(**BASE))
 
 
 def test_a_completed_run_is_not_trained_again(

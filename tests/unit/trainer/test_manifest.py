@@ -128,6 +128,15 @@ def test_surplus_never_takes_the_best_one(
         assert len(left) <= 2 * keep + 1
 
 
+def test_what_lost_its_checksum_pushes_out_nothing_and_goes_when_it_is_older(tmp_path: Path) -> None:
+    good, older, damaged = (write_checkpoint(tmp_path, step) for step in (3, 2, 4))
+    assert surplus(tmp_path, 1, {damaged}) == [older]
+    newer = write_checkpoint(tmp_path, 5)
+    assert surplus(tmp_path, 2, {damaged}) == [older, damaged]
+    assert surplus(tmp_path, 1, {damaged}) == [good, older, damaged]
+    assert newer.is_dir()
+
+
 @pytest.mark.parametrize(
     "fragments", [{}, {"w": (0, 5)}, {"w": (1, 5)}, {"w": (0, 6), "x": (0, 1)}, {"w": (0, 7)}]
 )
