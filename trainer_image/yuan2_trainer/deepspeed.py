@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -181,6 +182,15 @@ def build_engine(model: nn.Module, job: TrainJob) -> Any:
     import deepspeed
 
     optimizer = build_optimizer(model, job)
-    return deepspeed.initialize(
+    engine = deepspeed.initialize(
         model=model, optimizer=optimizer, config=job_config(job), dist_init_required=False
     )[0]
+    if job.deepspeed.flops_profiler:
+        engine.module.register_forward_pre_hook(_start_profilers_clock)
+    return engine
+
+
+def _start_profilers_clock(module: Any, _: object) -> None:
+    """DeepSpeed 0.17 and later start the profiler in a hook of the model's own forward pass, too late for the
+    hook that would set its clock: the profile would say that the pass began in 1970."""
+    module.__start_time__ = time.time()

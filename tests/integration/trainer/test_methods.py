@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,15 @@ def test_overrides_and_the_profiler_reach_deepspeed(inputs: tuple[Path, Path], t
     log = (tmp_path / "workspace" / "rank-0.log").read_text()
     assert "DeepSpeed Flops Profiler" in log
     assert "Profile Summary at step 2" in log
+    # The time of the whole pass, not one since 1970; a convolution is a product like any other.
+    latency = re.search(r"fwd latency - \{'Yuan2ForCausalLM': '[\d.]+ (\w+)'\}", log)
+    assert latency is not None
+    assert latency[1] in ("ms", "s")
+    convolution = re.search(r"conv1\): PairConvolution\(([\d.]+) K = .*? ([\d.]+) KMACs", log)
+    product = re.search(r"q_proj\): Linear\(([\d.]+) K = .*? ([\d.]+) KMACs", log)
+    assert convolution is not None
+    assert product is not None
+    assert convolution[2] == product[2]
 
 
 def test_an_unknown_zero_key_is_an_invalid_job(inputs: tuple[Path, Path], tmp_path: Path) -> None:

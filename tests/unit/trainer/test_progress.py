@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -53,6 +54,17 @@ def test_steps_are_folded_into_rates_and_remaining_time(tmp_path: Path) -> None:
     assert progress.samples == 50
 
 
+def test_utilisation_is_a_mean_over_recent_time(tmp_path: Path) -> None:
+    tracker = Tracker(Workspace(tmp_path))
+    for step, (seconds, mfu) in enumerate(((1.0, 0.2), (3.0, 0.4)), start=1):
+        done = replace(report(step, seconds=seconds), mfu=mfu, memory_bytes=step << 30)
+        tracker.after_step(done, now=10.0)
+    assert tracker.snapshot.mfu == pytest.approx((0.2 * 1 + 0.4 * 3) / 4)
+    assert tracker.snapshot.memory_bytes == 2 << 30
+    tracker.after_step(report(3), now=11.0)
+    assert tracker.snapshot.mfu is None
+
+
 def test_the_age_of_the_last_step_grows_while_nothing_happens(tmp_path: Path) -> None:
     snapshot = Snapshot(state="training", step=3, total_steps=4, step_seconds=2.0, last_step_at=100.0)
     ages = [progress_at(snapshot, "a", 1, 0.0, now).last_step_age_seconds for now in (100.0, 160.0, 700.0)]
@@ -79,6 +91,12 @@ def server() -> Iterator[ProgressServer]:
         last_step_age_seconds=1.5,
         seconds_in_steps=6.0,
         seconds_total=8.0,
+        learning_rate=2e-5,
+        tokens_per_second=1300.0,
+        mfu=0.41,
+        memory_bytes=4096,
+        eval_loss=0.5,
+        best_step=5,
     )
     server = ProgressServer(0, lambda: progress)
     server.start()
@@ -106,6 +124,12 @@ def test_metrics_are_served_for_prometheus(server: ProgressServer) -> None:
     assert f"yuan2_train_last_step_age_seconds{labels} 1.5" in body
     assert f"yuan2_train_seconds_in_steps_total{labels} 6.0" in body
     assert 'yuan2_train_state{attempt="3",name="alpaca",state="training"} 1.0' in body
+    assert f"yuan2_train_learning_rate{labels} 2e-05" in body
+    assert f"yuan2_train_tokens_per_second{labels} 1300.0" in body
+    assert f"yuan2_train_mfu{labels} 0.41" in body
+    assert f"yuan2_train_memory_bytes{labels} 4096.0" in body
+    assert f"yuan2_train_eval_loss{labels} 0.5" in body
+    assert f"yuan2_train_best_step{labels} 5.0" in body
     assert "yuan2_train_grad_norm" not in body
 
 
