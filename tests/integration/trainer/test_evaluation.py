@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tests.integration.trainer.test_methods import LORA, QLORA, needs_4_bits
 from tests.support.ranks import run_ranks, start_ranks
 from tests.support.training import losses, make_job, metrics, write_data
-from yuan2_trainer.progress import Snapshot
-from yuan2_trainer.workspace import read_text
+from yuan2_trainer.progress import read_snapshot
+from yuan2_trainer.workspace import Workspace
 
 Train = Callable[..., Path]
 HELD_OUT: dict[str, Any] = {"eval_fraction": 0.3, "evaluation": {"every_steps": 3, "sample_answers": 3}}
@@ -177,21 +177,29 @@ def test_training_ends_early_and_leaves_the_best_weights(trained: Train, changes
     assert [row["step"] for row in samples(output)] == [0, best]
 
 
+@pytest.mark.parametrize("lost", [0, 1], ids=["after-the-last-step", "at-the-best-step"])
 def test_an_interrupted_run_ends_as_the_unbroken_one(
-    trained: Train, inputs: tuple[Path, Path], tmp_path: Path
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path, lost: int
 ) -> None:
+    """What evaluations found is part of a checkpoint, as exact as the rest."""
     unbroken = trained(**OVERSHOOT)
     best = record(unbroken)["exportedStep"]
     output = tmp_path / "output"
     shutil.copytree(unbroken, output)
     shutil.rmtree(output / "model")
     (output / "job.json").unlink()
-    kept = sorted(item.name for item in (output / "checkpoints").iterdir())
+    kept = sorted((output / "checkpoints").iterdir())
+    assert [item.name for item in kept] == [f"step-{step:06d}" for step in (best, best + 2)]
+    for directory in kept[2 - lost :]:
+        shutil.rmtree(directory)
     job = make_job(*inputs, output, **BASE, **OVERSHOOT)
     outcome = run_ranks(job, tmp_path / "workspace")[0]
     assert f"stopped early at step {best + 2} of 12" in outcome.message
     assert f"weights of step {best} written" in outcome.message
-    assert f"going on from {kept[-1]}" in (tmp_path / "workspace" / "rank-0.log").read_text()
+    assert f"going on from {kept[1 - lost].name}" in (tmp_path / "workspace" / "rank-0.log").read_text()
+    told = read_snapshot(Workspace(tmp_path / "workspace"))
+    assert (told.state, told.step, told.total_steps) == ("complete", best + 2, best + 2)
+    assert (told.best_step, told.eval_loss) == (best, evaluations(output)[best + 2])
     assert losses(output) == losses(unbroken)
     assert evaluations(output) == evaluations(unbroken)
     assert samples(output) == samples(unbroken)
@@ -216,7 +224,7 @@ def test_a_pod_asked_to_end_leaves_an_evaluation_and_the_next_one_makes_it(
     assert run_ranks(make_job(*inputs, unbroken, **changes), tmp_path / "u")[0].exit_code == 0
     job = make_job(*inputs, tmp_path / "output", **changes)
     workspace, ranks = start_ranks(job, tmp_path / "first")
-    while not _evaluates(read_text(workspace.progress), 2):
+    while not _evaluates(workspace, 2):
         assert ranks[0].is_alive()
         ranks[0].join(0.01)
     workspace.stop.touch()
@@ -233,8 +241,8 @@ def test_a_pod_asked_to_end_leaves_an_evaluation_and_the_next_one_makes_it(
     assert losses(tmp_path / "output") == losses(unbroken)
 
 
-def _evaluates(progress: str | None, step: int) -> bool:
-    snapshot = Snapshot.model_validate_json(progress) if progress else Snapshot()
+def _evaluates(workspace: Workspace, step: int) -> bool:
+    snapshot = read_snapshot(workspace)
     return (snapshot.state, snapshot.step) == ("evaluating", step)
 
 

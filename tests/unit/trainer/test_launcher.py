@@ -48,6 +48,7 @@ def test_pods_that_do_not_find_each_other_are_told(launcher: Launcher) -> None:
         (Snapshot(state="training", last_step_at=-1.0), STOP_PATIENCE + 1, True),
         (Snapshot(state="training", last_step_at=-1.0, step_seconds=60.0), STOP_PATIENCE + 1, False),
         (Snapshot(state="training", last_step_at=1.0), STOP_PATIENCE + 1, False),
+        (Snapshot(state="evaluating", last_step_at=-1.0), STOP_PATIENCE + 1, True),
         (Snapshot(state="saving", last_step_at=-1.0), STOP_PATIENCE + 1, False),
         (Snapshot(state="exporting", last_step_at=-1.0), STOP_PATIENCE + 1, False),
     ],
