@@ -72,12 +72,15 @@ format: $(VENV)/.ok ## Format the code
 lock: ## Resolve requirements/*.in into requirements/*.txt (versions and hashes)
 	scripts/lock.sh
 
-.PHONY: bench-path bench-prepare
+.PHONY: bench-path bench-prepare bench-train
 bench-path: $(VENV)/.ok ## Numbers of the whole path, to build/bench/path.json
 	$(PY) -m tests.bench.path
 
 bench-prepare: $(VENV)/.ok ## Preparation of data against FastChat's, to build/bench/prepare.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.prepare
+
+bench-train: $(VENV)/.ok ## The trainer against FastChat's, to build/bench/train.json
+	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.train
 
 .PHONY: clean clean-cache
 clean: ## Remove what was built in the checkout

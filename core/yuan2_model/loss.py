@@ -83,7 +83,13 @@ class _LabelledLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads = tuple(None if x is None else x * grad.to(x.dtype) for x in (ctx.hidden_grad, ctx.weight_grad))
+        # In place: at this vocabulary another copy of the weight's gradient is the largest tensor of a step.
+        if not hasattr(ctx, "hidden_grad"):
+            raise RuntimeError("the gradients of this loss were taken already: compute it again")
+        grads = tuple(
+            None if x is None else x.mul_(grad.to(x.dtype)) for x in (ctx.hidden_grad, ctx.weight_grad)
+        )
+        del ctx.hidden_grad, ctx.weight_grad
         return (*grads, None, None)
 
 

@@ -59,6 +59,14 @@ def test_only_the_asked_gradients_are_made(frozen: str) -> None:
     assert (weight.grad is None) == (frozen == "weight")
 
 
+def test_gradients_are_given_out_once() -> None:
+    hidden, weight, labels = make_inputs()
+    loss = labelled_loss_sum(hidden, weight, labels)
+    loss.total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        loss.total.backward()
+
+
 def test_nothing_labelled_costs_nothing_and_keeps_the_graph() -> None:
     hidden, weight, labels = make_inputs()
     loss = labelled_loss_sum(hidden, weight, torch.full_like(labels, -100))

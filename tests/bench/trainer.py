@@ -1,0 +1,156 @@
+"""What the benchmarks of the trainer share: data, a model, DeepSpeed's engine in this one process, a stepper.
+
+Texts are Alpaca's, or the project's own where the shared data are absent. The small models have a
+vocabulary of `VOCABULARY`, and every token id is taken modulo that: with the tokenizer's 135,040 rows the
+output layer, which has 15% of the FLOPs of Yuan2-2B, would have most of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.support.ports import free_port
+from tests.support.training import make_job
+from yuan2_core.contract import DatasetLocation, Training, TrainJob
+from yuan2_core.tokenizer import Yuan2Tokenizer
+from yuan2_model import Yuan2Config, Yuan2ForCausalLM, random_model
+from yuan2_trainer.data.order import epoch_order
+from yuan2_trainer.data.prepare import prepare
+from yuan2_trainer.data.store import SampleStore
+from yuan2_trainer.deepspeed import build_engine, prepare_environment
+from yuan2_trainer.step import Stepper, StepResult
+
+VOCABULARY = 4096
+RATE = 1e-5
+
+
+def start(threads: int) -> None:
+    """A process group of this process alone, and so many threads for torch."""
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": free_port()}
+    os.environ.update({name: str(value) for name, value in alone.items()}, MASTER_ADDR="127.0.0.1")
+    torch.set_num_threads(threads)
+    prepare_environment("cpu")
+    from yuan2_trainer.rank import start_process_group
+
+    start_process_group("cpu", tf32=False)
+
+
+def model_of(hidden: int, layers: int, dtype: torch.dtype = torch.float32) -> Yuan2ForCausalLM:
+    """A Yuan 2.0 of these sizes in training mode, with heads of 64 channels, to be given any token ids."""
+    config = Yuan2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        eod_token=77185 % VOCABULARY,
+        sep_token=77187 % VOCABULARY,
+        use_cache=False,
+    )
+    model = random_model(config, seed=0, dtype=dtype).train()
+    model.register_forward_pre_hook(_fold, with_kwargs=True)
+    return model
+
+
+def _fold(_: object, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Token ids modulo the vocabulary; labels too, where there are any."""
+    ids, labels = named["input_ids"], named["labels"]
+    folded = {
+        "input_ids": ids % VOCABULARY,
+        "labels": torch.where(labels < 0, labels, labels % VOCABULARY),
+    }
+    return positional, {**named, **folded}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepared samples, and how they came to be."""
+
+    store: SampleStore
+    pad_id: int
+
+
+def prepared(records: Path, model: Path, target: Path, max_length: int, **training: Any) -> Data:
+    """The trainer's own preparation of a file of records."""
+    settings = Training(max_length=max_length, **training)
+    location = DatasetLocation(path=str(records))
+    found = prepare(location, settings, Yuan2Tokenizer.from_pretrained(model), target, lambda: None)
+    return Data(SampleStore.open(target), found.pad_id)
+
+
+def stepper_of(
+    model: Yuan2ForCausalLM, data: Data, root: Path, max_length: int, precision: str = "fp32"
+) -> Stepper:
+    """The trainer's stepper with ZeRO-2, AdamW and clipping, as the published recipe of 2B has them.
+
+    Gradient checkpointing is off on all sides: whatever is computed is computed once.
+    """
+    job = job_of(root, max_length, precision)
+    engine = build_engine(model, job)
+    return Stepper(
+        engine=engine,
+        store=data.store,
+        device=engine.device,
+        micro_batch_size=job.training.micro_batch_size,
+        accumulation_steps=job.training.gradient_accumulation_steps,
+        pad_id=data.pad_id,
+        max_length=max_length,
+        max_grad_norm=job.training.max_grad_norm,
+        packing=True,
+    )
+
+
+def job_of(root: Path, max_length: int, precision: str) -> TrainJob:
+    """A job of which only hyperparameters count here."""
+    shape = {"micro_batch_size": 4, "gradient_accumulation_steps": 4, "max_length": max_length}
+    return make_job(root, root, root, stage=2, precision=precision, **shape)
+
+
+class Epoch:
+    """Batches of an epoch's order, one after the other, from the beginning again at its end."""
+
+    def __init__(self, stepper: Stepper, size: int) -> None:
+        self.stepper = stepper
+        self.size = size
+        self._order = epoch_order(stepper.store.conversations, 42, 0)
+        self._next = 0
+
+    def batch(self) -> np.ndarray:
+        """The samples of the next batch."""
+        if self._next + self.size > len(self._order):
+            self._next = 0
+        self._next += self.size
+        return self._order[self._next - self.size : self._next]
+
+    def step(self) -> StepResult:
+        """One optimizer step over the next batch."""
+        return self.stepper.run(self.batch(), RATE, stop=False)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Median over pairs of the first number over the second: what is measured side by side meets the same
+    moments of the machine."""
+    return statistics.median(first / second for first, second in pairs)
+
+
+def write_records(path: Path, records: Sequence[Any]) -> Path:
+    """A file of records."""
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    return path
