@@ -54,8 +54,8 @@ def _utilisation(root: Path, precision: str, pairs: int) -> tuple[float, str]:
         began = time.perf_counter()
         done = epoch.step()
         took = time.perf_counter() - began
-        flops = model_flops(dimensions, done.tokens, done.attention_pairs, done.labelled_tokens)
-        rate = _rate(model, done.tokens, done.labelled_tokens, dtype)
+        flops = model_flops(dimensions, done.computed_tokens, done.attention_pairs, done.labelled_tokens)
+        rate = _rate(model, done.computed_tokens, done.labelled_tokens, dtype)
         found.append(flops / took / rate)
     return sorted(found)[len(found) // 2], ""
 

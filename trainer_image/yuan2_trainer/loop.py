@@ -184,7 +184,9 @@ class Loop:
             tokens=result.tokens,
             labelled_tokens=result.labelled_tokens,
             seconds=seconds,
-            mfu=self.meter.mfu(result.tokens, result.attention_pairs, result.labelled_tokens, seconds),
+            mfu=self.meter.mfu(
+                result.computed_tokens, result.attention_pairs, result.labelled_tokens, seconds
+            ),
             memory_bytes=result.memory_bytes,
         )
         self.tracker.after_step(report, time.monotonic())

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yuan2_trainer.data.collate import collate
+from yuan2_trainer.data.families import families, work_of
 from yuan2_trainer.data.order import Indices, share_of_rank
 from yuan2_trainer.data.packing import Row, cut_batch
 from yuan2_trainer.data.store import SampleStore
@@ -31,7 +32,10 @@ class StepResult:
     stop: bool
     """Some rank was asked to end."""
     tokens: int
+    """Of all samples."""
     labelled_tokens: int
+    computed_tokens: int
+    """A beginning that samples share counts once."""
     attention_pairs: int
     """(query, key) pairs that attention looks at in a layer."""
     memory_bytes: int
@@ -84,16 +88,24 @@ class Stepper:
         self.engine.step()
         loss, stops, memory = self._agree(local_loss, stop)
         norm = float(self.engine.get_global_grad_norm() if own_norm is None else own_norm)
-        lengths = self.store.lengths[batch].astype(np.int64)
+        computed, pairs = self._work(batch)
         return StepResult(
             loss=loss / max(1, labelled),
             grad_norm=norm,
             stop=stops > 0,
-            tokens=int(lengths.sum()),
+            tokens=int(self.store.lengths[batch].sum()),
             labelled_tokens=labelled,
-            attention_pairs=int((lengths * (lengths + 1) // 2).sum()),
+            computed_tokens=computed,
+            attention_pairs=pairs,
             memory_bytes=int(memory),
         )
+
+    def _work(self, batch: Indices) -> tuple[int, int]:
+        """Tokens computed for a batch, and pairs of its attention."""
+        if self.packing:
+            return work_of(families(batch, self.store, self.max_length), self.store)
+        lengths = self.store.lengths[batch].astype(np.int64)
+        return int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
 
     def _accumulate(self, batch: Indices, labelled: int) -> Tensor:
         """Forward and backward of this rank's share; returns its sum of losses."""

@@ -14,7 +14,7 @@ from yuan2_core.conversation import IGNORED, Conversation, Spans, render_spans
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 from yuan2_model import Yuan2Config, random_model
 from yuan2_trainer.data.collate import MicroBatch, collate
-from yuan2_trainer.data.families import LEAST_SHARED, families, family_of
+from yuan2_trainer.data.families import LEAST_SHARED, families, family_of, work_of
 from yuan2_trainer.data.packing import cut_batch
 from yuan2_trainer.data.store import Block, SampleStore, StoreWriter
 
@@ -89,6 +89,17 @@ def test_a_row_holds_a_conversations_beginning_once(store: SampleStore) -> None:
     batch = collate(store, [family.samples], 0, 10_000)
     assert batch.document_ids is None
     assert int(batch.attention_mask.sum()) == family.size
+
+
+def test_work_counts_what_is_computed(store: SampleStore) -> None:
+    items = families(np.arange(len(store)), store, 400)
+    tokens, pairs = work_of(items, store)
+    assert tokens == sum(item.size for item in items)
+    expected = 0
+    for item in items:
+        for sample, shared in zip(item.samples, item.shared, strict=True):
+            expected += sum(range(shared + 1, int(store.lengths[sample]) + 1))
+    assert pairs == expected
 
 
 def test_every_sample_can_be_read_back_from_its_row(store: SampleStore) -> None:

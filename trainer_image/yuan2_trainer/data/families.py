@@ -9,7 +9,7 @@ samples alone, for N turns of one size with some 2 / N of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,14 @@ def families(batch: Indices, store: SampleStore, capacity: int) -> list[Family]:
     for samples in np.split(batch, borders):
         found += [_single(samples, store)] if len(samples) == 1 else _families_of(samples, store, capacity)
     return found
+
+
+def work_of(items: Sequence[Family], store: SampleStore) -> tuple[int, int]:
+    """Tokens that the model computes for some families, and the (query, key) pairs of their attention."""
+    lengths = np.concatenate([store.lengths[item.samples] for item in items]).astype(np.int64)
+    shared = np.asarray([count for item in items for count in item.shared], dtype=np.int64)
+    own = lengths - shared
+    return int(own.sum()), int((own * shared + own * (own + 1) // 2).sum())
 
 
 def family_of(row: Indices, store: SampleStore) -> Iterator[Family]:
