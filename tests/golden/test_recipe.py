@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.finetunes import MINIMAL, merged
 from tests.support.training import make_job
+from yuan2_core.conflicts import job_conflicts
 from yuan2_core.contract import (
     DEFAULT_EPOCHS,
     DEFAULT_WARMUP_RATIO,
@@ -21,7 +23,11 @@ from yuan2_core.contract import (
     Training,
     TrainJob,
 )
-from yuan2_core.presets import PRESETS, zero_stage
+from yuan2_core.presets import PRESETS
+from yuan2_operator.api.finetune import FineTuneSpec
+from yuan2_operator.constants import KIND_FINETUNE
+from yuan2_operator.plan.finetune import train_job
+from yuan2_operator.plan.owner import Owner
 from yuan2_trainer.deepspeed import engine_config
 
 HERE = Path(__file__).parent / "recipe"
@@ -36,21 +42,33 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{row['table']}-{row['size']}-{row['method']}-{row['length']}"
 
 
-def on_gpus(training: Training, stage: int, gpus: int = 8) -> TrainJob:
-    launch = Launch(nodes=1, processes_per_node=gpus, device="cuda")
+def on_gpus(training: Training, stage: int) -> TrainJob:
+    launch = Launch(nodes=1, processes_per_node=8, device="cuda")
     made = make_job(Path("model"), Path("data"), Path("output"), stage=stage)
     return made.model_copy(update={"training": training, "launch": launch})
 
 
+def job_of(row: dict[str, Any]) -> TrainJob:
+    """The least resource of a row as a job: everything but size, method, length and batch is a default."""
+    batch = {
+        "maxLength": row["length"],
+        "microBatchSize": row["microBatch"],
+        "gradientAccumulationSteps": row["globalBatch"] // (row["microBatch"] * row["gpus"]),
+    }
+    spec = {
+        "model": {"size": row["size"]},
+        "method": {"full": None, row["method"]: {}},
+        "training": batch,
+        "workers": {"replicas": 1, "processesPerWorker": None, "gpusPerWorker": row["gpus"]},
+    }
+    owner = Owner(KIND_FINETUNE, "row", "default", "uid", 1)
+    return train_job(owner, FineTuneSpec.model_validate(merged(MINIMAL, spec)), 1)
+
+
 def resolved(row: dict[str, Any]) -> dict[str, Any]:
-    """What the least resource becomes: everything but size, method, length and batch is a default."""
-    training = Training(
-        max_length=row["length"],
-        micro_batch_size=row["microBatch"],
-        gradient_accumulation_steps=row["globalBatch"] // (row["microBatch"] * row["gpus"]),
-    )
-    stage = zero_stage(row["size"], row["method"])
-    preset = PRESETS[row["size"]]
+    """What the least resource becomes."""
+    job, preset = job_of(row), PRESETS[row["size"]]
+    assert list(job_conflicts(job)) == []
     return {
         "model": {
             "hiddenSize": preset.hidden_size,
@@ -59,12 +77,15 @@ def resolved(row: dict[str, Any]) -> dict[str, Any]:
             "intermediateSize": preset.intermediate_size,
             "vocabSize": preset.vocab_size,
         },
-        "processes": row["gpus"],
-        "globalBatch": row["gpus"] * training.micro_batch_size * training.gradient_accumulation_steps,
-        "training": {**DEFAULTS, **json.loads(training.to_json())},
-        "checkpoint": json.loads(Checkpoint().to_json()),
-        "stage": stage,
-        "deepspeed": engine_config(on_gpus(training, stage, row["gpus"])),
+        "method": json.loads(job.method.to_json()),
+        "processes": job.launch.nodes * job.launch.processes_per_node,
+        "globalBatch": job.launch.processes_per_node
+        * job.training.micro_batch_size
+        * job.training.gradient_accumulation_steps,
+        "training": {**DEFAULTS, **json.loads(job.training.to_json())},
+        "checkpoint": json.loads(job.checkpoint.to_json()),
+        "stage": job.stage,
+        "deepspeed": engine_config(job),
     }
 
 

@@ -47,9 +47,16 @@ def test_the_yaml_in_the_documents_fits_the_resources(page: Path) -> None:
                 FineTuneSpec.model_validate(merged(MINIMAL, document["spec"]))
 
 
-@pytest.mark.parametrize("manifest", ["finetune", "service"])
-def test_the_manifests_of_the_example_fit_the_resources(manifest: str) -> None:
-    document = yaml.safe_load((ROOT / f"examples/identity/{manifest}.yaml").read_text("utf-8"))
+RESOURCES = [
+    path
+    for path in sorted((ROOT / "examples").rglob("*.yaml"))
+    if "yuan2.dev/v1alpha1" in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("manifest", RESOURCES, ids=name)
+def test_the_manifests_of_the_examples_fit_the_resources(manifest: Path) -> None:
+    document = yaml.safe_load(manifest.read_text("utf-8"))
     assert SPECS[document["kind"]].model_validate(document["spec"])
 
 
