@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 SMOOTHED_SHARE = 1 / 40
-"""Share of the steps that the smooth line averages over."""
+"""Share of the steps that the smooth line averages over, and the fewest."""
+_SMOOTHED_LEAST = 5
+_FEW_STEPS = 20
+_WIDE_BELOW = 500
 MOST_POINTS = 4000
 """More points than a picture has columns only take time."""
 _MEDIAN = 5
@@ -58,8 +61,11 @@ def read_curves(path: Path) -> Curves:
 
 
 def smoothed(values: Floats) -> Floats:
-    """A running mean of a running mean, which gives near steps more weight and takes no leap at a spike."""
-    window = max(1, round(len(values) * SMOOTHED_SHARE))
+    """A running mean of a running mean, which gives near steps more weight and takes no leap at a spike; few
+    steps are left as they are."""
+    if len(values) < _FEW_STEPS:
+        return values
+    window = max(_SMOOTHED_LEAST, round(len(values) * SMOOTHED_SHARE))
     return running_mean(running_mean(values, window), window)
 
 
@@ -106,7 +112,9 @@ def make_figure(curves: Curves, name: str) -> Figure:
         axes.tick_params(colors=_GREY, labelsize=9)
     lower.set_xlabel("optimizer step")
     lower.xaxis.get_major_locator().set_params(integer=True)
-    lower.set_xlim(min(curves.steps[0], 1) - 0.5, curves.steps[-1] + 0.5)
+    shown = [*curves.steps, *curves.evaluation_steps]
+    margin = max(0.5, 0.01 * (max(shown) - min(shown)))
+    lower.set_xlim(min(shown) - margin, max(shown) + margin)
     figure.suptitle(f"{name}: {_summary(curves)}", fontsize=12, x=0.02, ha="left")
     return figure
 
@@ -115,10 +123,16 @@ def _losses(axes: Axes, curves: Curves) -> None:
     steps, losses = np.asarray(curves.steps), np.asarray(curves.losses, dtype=np.float64)
     smooth = smoothed(losses)
     every = slice(None, None, max(1, len(steps) // MOST_POINTS))
-    if len(steps) * SMOOTHED_SHARE < 2:
+    if len(steps) < _FEW_STEPS:
         axes.plot(steps, losses, color=_BLUE, marker="o", markersize=4, linewidth=2.0, label="training")
     else:
-        axes.plot(steps[every], losses[every], color=_PALE, linewidth=0.7, label="training, each step")
+        axes.plot(
+            steps[every],
+            losses[every],
+            color=_PALE,
+            linewidth=1.4 if len(steps) < _WIDE_BELOW else 0.7,
+            label="training, each step",
+        )
         axes.plot(steps[every], smooth[every], color=_BLUE, linewidth=2.0, label="training, smoothed")
     if curves.evaluation_steps:
         axes.plot(
@@ -132,7 +146,7 @@ def _losses(axes: Axes, curves: Curves) -> None:
         )
     axes.set_ylabel("loss per labelled token")
     axes.legend(frameon=False, fontsize=9, loc="upper right")
-    _limit(axes, without_spikes(losses), np.asarray(curves.evaluation_losses, dtype=np.float64))
+    axes.set_ylim(*scale(losses, np.asarray(curves.evaluation_losses, dtype=np.float64)))
 
 
 def without_spikes(values: Floats) -> Floats:
@@ -144,15 +158,18 @@ def without_spikes(values: Floats) -> Floats:
     return np.concatenate((known[:1], np.median(windows, axis=1)))
 
 
-def _limit(axes: Axes, *shown: Floats) -> None:
-    """A scale without single spikes, which would flatten everything else."""
-    values = np.concatenate(shown)
-    known = values[np.isfinite(values)]
-    if len(known) == 0:
-        return
-    low, high = float(known.min()), float(known.max())
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - 2 * margin, high + 2 * margin)
+def scale(losses: Floats, evaluations: Floats) -> tuple[float, float]:
+    """Ends of an axis on which single spikes are cut off: they would flatten everything else."""
+    body = np.concatenate((without_spikes(losses), evaluations[np.isfinite(evaluations)]))
+    if len(body) == 0:
+        return 0.0, 1.0
+    known = np.concatenate((losses, evaluations))
+    low, high = (float(end) for end in (np.nanmin(body), np.nanmax(body)))
+    reach = 0.3 * (high - low)
+    low = max(low - reach, float(known[np.isfinite(known)].min()))
+    high = min(high + reach, float(known[np.isfinite(known)].max()))
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def _rates(axes: Axes, curves: Curves) -> None:

@@ -139,9 +139,9 @@ def test_a_wrong_command_line_is_said_once(inputs: tuple[Path, Path], tmp_path: 
     assert fastchat(line, tmp_path / "ranks") == [78]
     said = (tmp_path / "ranks" / "rank-0.log").read_text()
     assert said.count("error: exactly one of --efficient_loss") == 1
-    missing = command_line((tmp_path / "no-model", inputs[1]), tmp_path / "o")
+    missing = command_line((inputs[0], tmp_path / "no-data"), tmp_path / "o")
     assert fastchat(missing, tmp_path / "missing") == [78]
-    assert "no-model" in (tmp_path / "missing" / "rank-0.log").read_text().splitlines()[-1]
+    assert "no-data" in (tmp_path / "missing" / "rank-0.log").read_text().splitlines()[-1]
 
 
 def test_every_flag_of_fastchats_scripts_is_known_with_its_default() -> None:

@@ -237,11 +237,19 @@ def test_evaluation() -> None:
         made = job(f"{LEAST} {flags}")
         return made.dataset.eval_path, made.evaluation.every_steps
 
-    assert of("--eval_data_path e") == ("e", None)
-    assert of("--eval_data_path e --evaluation_strategy epoch") == ("e", None)
-    assert of("--eval_data_path e --eval_strategy steps --eval_steps 50") == ("e", 50)
-    assert of("--eval_data_path e --evaluation_strategy steps --logging_steps 20") == ("e", 20)
-    assert of("--eval_data_path e --evaluation_strategy no") == (None, None)
+    assert of("--eval_data_path /e") == ("/e", None)
+    assert of("--eval_data_path /e --evaluation_strategy epoch") == ("/e", None)
+    assert of("--eval_data_path /e --eval_strategy steps --eval_steps 50") == ("/e", 50)
+    assert of("--eval_data_path /e --evaluation_strategy steps --logging_steps 20") == ("/e", 20)
+    assert of("--eval_data_path /e --evaluation_strategy no") == (None, None)
+
+
+def test_paths_mean_the_same_elsewhere() -> None:
+    made = job(f"{LEAST} --eval_data_path e.json")
+    here = Path.cwd()
+    assert made.model.path == str(here / "m")
+    assert (made.dataset.path, made.dataset.eval_path) == (str(here / "d"), str(here / "e.json"))
+    assert made.output == str(here / "o")
 
 
 def test_lora_flags_make_a_lora_run() -> None:
@@ -368,12 +376,12 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
             read_zero_file(str(path))
 
 
-def test_the_place_among_the_ranks_is_torchruns() -> None:
+def test_the_place_among_the_ranks_is_torchruns(tmp_path: Path) -> None:
     environment = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
     place = Place.of(environment)
     assert (place.node, place.local_rank, place.under_torchrun) == (1, 1, False)
     assert Place.of({}) == Place(0, 0, 1, 1, under_torchrun=False)
-    line = f"{LEAST} --use_cpu True"
+    line = f"{LEAST} --use_cpu True --model_name_or_path {tmp_path}"
     launch = read_command_line(line.split(), place).job.launch
     assert (launch.nodes, launch.processes_per_node, launch.device) == (2, 4, "cpu")
 
@@ -381,7 +389,7 @@ def test_the_place_among_the_ranks_is_torchruns() -> None:
 def test_checkpoints_of_transformers_trainer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1200").mkdir()
     (tmp_path / "checkpoint-1200" / "trainer_state.json").write_text("{}")
-    line = f"{LEAST} --output_dir {tmp_path}"
+    line = f"{LEAST} --output_dir {tmp_path} --model_name_or_path {tmp_path}"
     with pytest.raises(JobError, match="checkpoint-1200 was written by transformers' Trainer"):
         read_command_line(line.split(), Place.of({}))
 
@@ -391,6 +399,7 @@ def test_checkpoints_of_transformers_trainer_are_refused(tmp_path: Path) -> None
     [
         ("--no_such_flag 1", 2, "unrecognized arguments"),
         ("--efficient_loss True", 78, "exactly one of"),
+        ("", 78, "--model_name_or_path m: no such directory; nothing is downloaded"),
         ("--deepspeed /no/such/file", 78, "No such file or directory"),
         ("--model_max_length 4", 78, "--model_max_length 4: give a value greater than or equal to 8"),
     ],

@@ -147,6 +147,7 @@ def test_the_picture_shows_losses_evaluations_and_the_rate(tmp_path: Path) -> No
     assert labels == ["training, each step", "training, smoothed", "evaluation"]
     assert list(upper.get_lines()[2].get_xdata()) == [20, 40, 60, 80, 100, 120]
     assert upper.get_ylim()[1] < 1e5  # one spike does not flatten the rest
+    assert upper.get_ylim()[0] < 3.0 / 120
     assert "10$^{-5}$" in lower.get_ylabel()
     assert list(lower.get_lines()[0].get_ydata()) == pytest.approx([2.0] * 120)
     assert [path.name for path in tmp_path.glob(".*")] == []

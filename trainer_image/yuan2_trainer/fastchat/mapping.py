@@ -99,8 +99,10 @@ def map_flags(given: Mapping[str, Any], zero: ZeroSettings, launch: Launch) -> M
         namespace="",
         uid="",
         attempt=1,
-        model=ModelLocation(size="custom", path=flags["model_name_or_path"]),
-        dataset=DatasetLocation(path=flags["data_path"], eval_path=_eval_path(given, flags, notes)),
+        model=ModelLocation(size="custom", path=_absolute(flags["model_name_or_path"])),
+        dataset=DatasetLocation(
+            path=_absolute(flags["data_path"]), eval_path=_eval_path(given, flags, notes)
+        ),
         method=method,
         training=_training(flags, notes),
         stage=zero.stage,
@@ -236,7 +238,7 @@ def _eval_path(given: Mapping[str, Any], flags: Mapping[str, Any], notes: list[s
     if strategy == "no":
         notes.append("--eval_data_path has no effect with --evaluation_strategy no")
         return None
-    return str(path)
+    return _absolute(path)
 
 
 def _eval_steps(flags: Mapping[str, Any]) -> int | None:
@@ -254,6 +256,11 @@ def _tensorboard(flags: Mapping[str, Any], notes: list[str]) -> bool:
             f"--report_to {' '.join(others)} has no effect: metrics.jsonl and tensorboard are written"
         )
     return any(name in ("all", "tensorboard") for name in flags["report_to"])
+
+
+def _absolute(path: str) -> str:
+    """So that the record of the run means the same elsewhere."""
+    return str(Path(path).absolute())
 
 
 def _steps(name: str, value: float) -> int:

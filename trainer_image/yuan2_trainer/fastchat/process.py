@@ -117,6 +117,11 @@ def read_command_line(arguments: Sequence[str], place: Place) -> Mapped:
         }
     )
     mapped = map_flags(given, zero, launch)
+    if not Path(mapped.job.model.path).is_dir():
+        raise JobError(
+            f"--model_name_or_path {flags['model_name_or_path']}: no such directory; nothing is downloaded, "
+            "give the path of a model"
+        )
     _refuse_foreign_checkpoints(Path(mapped.job.output))
     return mapped
 
