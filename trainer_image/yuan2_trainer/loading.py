@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import nn
 from yuan2_core.conflicts import adapter_of
 from yuan2_core.contract import TrainJob
 from yuan2_model import Yuan2ForCausalLM, load_model
+from yuan2_model.attention import describe
 from yuan2_trainer.checkpoint import restore, start_optimizer
 from yuan2_trainer.deepspeed import build_engine, job_config
 from yuan2_trainer.manifest import Found
 from yuan2_trainer.partitioned import fill, load_partitioned
 from yuan2_trainer.shards import ShardReader
+
+_LOG = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -35,6 +39,8 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         _compute_layers_again(model, job)
     model.train()
     engine = build_engine(model, job)
+    if dist.get_rank() == 0:
+        _LOG.info("attention: %s", describe(engine.device, DTYPES[job.training.precision]))
     if found is None:
         start_optimizer(engine)
     else:

@@ -174,6 +174,25 @@ def test_flash_is_for_gpus_and_16_bits_only() -> None:
     assert not uses_flash(torch.device("cuda"), torch.float32)
 
 
+def test_the_log_names_what_computes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attention.describe(torch.device("cpu"), torch.bfloat16).startswith("torch's scaled dot product")
+    monkeypatch.setattr(attention, "flash_attn_version", lambda: (2, 5))
+    assert attention.describe(torch.device("cuda"), torch.bfloat16).startswith("flash_attn 2.5")
+    assert attention.describe(torch.device("cuda"), torch.float32).startswith("torch's")
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [("2.0.9", None), ("2.1.0.post1", (2, 1)), ("2.10.3", (2, 10)), (None, None)]
+)
+def test_an_old_flash_attn_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, found: tuple[int, ...] | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", version and SimpleNamespace(__version__=version))
+    attention.flash_attn_version.cache_clear()
+    assert attention.flash_attn_version() == found
+    attention.flash_attn_version.cache_clear()
+
+
 @pytest.mark.skipif(
     not torch.cuda.is_available() or not attention.flash_attn_version(), reason="needs a GPU and flash_attn"
 )
