@@ -22,6 +22,7 @@ from yuan2_trainer.manifest import (
     ShardFile,
     checkpoint_name,
     complete_checkpoints,
+    open_checkpoint,
     remove_checkpoint,
     remove_partials,
     surplus,
@@ -119,22 +120,23 @@ class Checkpoints:
         if dist.get_rank() == 0 and self.root.is_dir():
             remove_partials(self.root)
         dist.barrier()
-        found = complete_checkpoints(self.root, self.warn if dist.get_rank() == 0 else _silent)
-        return next((checkpoint for checkpoint in found if self._is_sound(checkpoint)), None)
+        every = complete_checkpoints(self.root, self.warn if dist.get_rank() == 0 else _silent)
+        return next((found for found in every if self._is_sound(found.directory, found)), None)
 
     def find(self, step: int) -> Found | None:
-        """The checkpoint of a step, if it is complete and its files have their checksums."""
+        """The checkpoint of a step, if it is complete for all ranks and its files have their checksums."""
         self.finish()
-        dist.barrier()
-        found = complete_checkpoints(self.root, _silent)
-        return next((item for item in found if item.manifest.step == step and self._is_sound(item)), None)
+        directory = self.root / checkpoint_name(step)
+        found = open_checkpoint(directory, _silent)
+        return found if self._is_sound(directory, found) else None
 
-    def _is_sound(self, found: Found) -> bool:
-        problems = [problem for problem in _gather(self._verify_share(found)) if problem]
+    def _is_sound(self, directory: Path, found: Found | None) -> bool:
+        own = "it is not complete" if found is None else self._verify_share(found)
+        problems = [problem for problem in _gather(own) if problem]
         if problems:
-            self._damaged.add(found.directory)
+            self._damaged.add(directory)
             if dist.get_rank() == 0:
-                self.warn(f"checkpoint {found.directory.name} is skipped: {problems[0]}")
+                self.warn(f"checkpoint {directory.name} is skipped: {problems[0]}")
         return not problems
 
     def _verify_share(self, found: Found) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from yuan2_trainer.data.order import share_of_rank
 from yuan2_trainer.data.packing import Row
 from yuan2_trainer.progress import Tracker
 from yuan2_trainer.step import Stepper
-from yuan2_trainer.stopping import AskedToEndError
+from yuan2_trainer.stopping import Vote
 
 BEAT_SECONDS = 1.0
 """So often, at most, an evaluation says that it goes on."""
@@ -34,27 +34,18 @@ class Pulse:
     """What a rank does between two forward passes: all ranks agree whether to go on, and this one tells that
     it is alive."""
 
-    asked_to_end: Callable[[], bool]
-    device: torch.device
+    vote: Vote
     tracker: Tracker | None = None
     _told_at: float = -math.inf
 
     def beat(self, busy: bool = True) -> bool:
-        """Whether any rank is busy.
-
-        Raises:
-            AskedToEndError: on all ranks alike.
-        """
-        answer = torch.tensor([float(self.asked_to_end()), float(busy)], device=self.device)
-        dist.all_reduce(answer)
-        asked, working = answer.tolist()
-        if asked:
-            raise AskedToEndError
+        """As `Vote.take`."""
+        working = self.vote.take(busy)
         now = time.monotonic()
         if self.tracker is not None and now - self._told_at >= BEAT_SECONDS:
             self._told_at = now
             self.tracker.update(last_step_at=now)
-        return bool(working)
+        return working
 
 
 @contextmanager

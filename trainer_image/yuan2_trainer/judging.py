@@ -23,7 +23,7 @@ from yuan2_trainer.recording import Recording
 from yuan2_trainer.samples import SAMPLES, SampleAnswers, choose_questions
 from yuan2_trainer.standing import Standing, is_due
 from yuan2_trainer.step import Stepper
-from yuan2_trainer.stopping import AskedToEndError
+from yuan2_trainer.stopping import AskedToEndError, Vote
 from yuan2_trainer.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def build_judge(
     held_out = evaluation_samples(workspace)
     if held_out is None:
         return None
-    pulse = Pulse(workspace.stop.exists, stepper.device)
+    pulse = Pulse(stepper.vote or Vote(workspace.stop.exists))
     wanted = job.evaluation
     answers = None
     if wanted.sample_answers:

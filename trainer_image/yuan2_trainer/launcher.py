@@ -157,11 +157,12 @@ class Launcher:
             return self._combined()
         replace(self.workspace.prepared, prepared.model_dump_json())
         _LOG.info(
-            "%d sequences, %d tokens, the longest %d; %d dropped",
+            "%d sequences, %d tokens, the longest %d; %d dropped; %d to evaluate on",
             prepared.samples,
             prepared.tokens,
             prepared.longest,
             prepared.dropped_samples,
+            prepared.eval_samples,
         )
         return self._wait_for_ranks()
 

@@ -124,12 +124,13 @@ def verify_file(directory: Path, name: str, file: ShardFile) -> str | None:
 def complete_checkpoints(root: Path, warn: Callable[[str], None]) -> Iterator[Found]:
     """Checkpoints with all files in their full sizes, newest first; `warn` hears of the others."""
     for directory in candidates(root):
-        found = _open(directory, warn)
+        found = open_checkpoint(directory, warn)
         if found is not None:
             yield found
 
 
-def _open(directory: Path, warn: Callable[[str], None]) -> Found | None:
+def open_checkpoint(directory: Path, warn: Callable[[str], None]) -> Found | None:
+    """A checkpoint whose files have their full sizes; `None` for any other, of which `warn` hears."""
     try:
         return Found(directory, read_manifest(directory))
     except ValueError as error:

@@ -97,7 +97,7 @@ class SampleAnswers:
 
     def _greedy(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """The most likely tokens after each prompt, up to `<eod>`, which is left out; all ranks together."""
-        eod, device = self.tokenizer.eod_id, self.pulse.device
+        eod, device = self.tokenizer.eod_id, self.engine.device
         rows = prompts or [[eod]]  # a rank without a question only takes part
         width = max(len(row) for row in rows)
         ids = torch.tensor([[eod] * (width - len(row)) + row for row in rows], device=device)

@@ -24,11 +24,15 @@ class Vote:
         self.asked_to_end = asked_to_end
         self._group: Any = dist.new_group(backend="gloo")
 
-    def take(self) -> None:
-        """Raises:
-        AskedToEndError: on all ranks alike.
+    def take(self, busy: bool = True) -> bool:
+        """Whether any rank is busy.
+
+        Raises:
+            AskedToEndError: on all ranks alike.
         """
-        asked = torch.tensor(float(self.asked_to_end()))
-        dist.all_reduce(asked, group=self._group)
+        answers = torch.tensor([float(self.asked_to_end()), float(busy)])
+        dist.all_reduce(answers, group=self._group)
+        asked, working = answers.tolist()
         if asked:
             raise AskedToEndError
+        return bool(working)
