@@ -79,6 +79,17 @@ def test_resume_equals_the_unbroken_run_exactly(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(output).items())
 
 
+@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "optimizer"), (3, "parameters")])
+def test_an_offloaded_run_resumes_exactly(
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path, stage: int, offload: str
+) -> None:
+    changes = {"stage": stage, "deepspeed": {"offload": offload}}
+    unbroken = trained(**{**BASE, **changes})
+    output = cut_back(unbroken, 2, tmp_path / "output")
+    train(job_of(inputs, output, **changes), tmp_path / "workspace")
+    assert losses(output) == losses(unbroken)
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_position_in_the_data_is_resumed_in_a_later_epoch(
     trained: Train, inputs: tuple[Path, Path], tmp_path: Path, packing: bool
