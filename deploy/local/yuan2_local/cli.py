@@ -12,6 +12,7 @@ from types import FrameType
 from . import cluster, images, provisioner, registry, volumes
 from .command import note, tail
 from .errors import ClusterError
+from .gobuild import NODE, ensure_binaries
 from .node import set_gpus
 from .paths import Cache, State, cache_from, control_plane_state, is_foreign, node_state
 from .processes import Processes
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "names", nargs="*", help=f"of {' '.join(images.NAMES)}; default: {' '.join(images.DEFAULT)}"
     )
+    verb("build", _build, "build the programs of a cluster and, as root, the images, ahead of their use")
     verb("registry-down", _registry_down, "stop a registry that `images` started without a cluster")
     verb("provision", _provision, "serve volume claims (started by `up`)")
     return parser
@@ -144,6 +146,18 @@ def _images(options: argparse.Namespace, cache: Cache) -> None:
         raise ClusterError(f"image {unknown[0]!r}: not one of {', '.join(images.NAMES)}")
     for name, reference in images.build(cache, options.names or images.DEFAULT, os.environ).items():
         print(f"{name} {reference}")
+
+
+def _build(_options: argparse.Namespace, cache: Cache) -> None:
+    ensure_binaries(cache, NODE)
+    if os.geteuid() != 0:
+        return
+    running = registry.is_running(cache)
+    try:
+        images.build(cache, images.DEFAULT, os.environ)
+    finally:
+        if not running:
+            registry.stop_registry(cache)
 
 
 def _registry_down(_options: argparse.Namespace, cache: Cache) -> None:

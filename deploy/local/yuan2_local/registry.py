@@ -56,6 +56,11 @@ def ensure_registry(cache: Cache) -> str:
     return f"localhost:{port}"
 
 
+def is_running(cache: Cache) -> bool:
+    """Whether the registry runs, for whomever."""
+    return NAME in Processes(State(cache.registry_state)).running()
+
+
 def stop_registry(cache: Cache) -> None:
     """Stop the registry; its blobs and its port stay."""
     with exclusive(cache.locks / "registry.lock"):
