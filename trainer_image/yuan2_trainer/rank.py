@@ -126,14 +126,14 @@ def require_collectives(job: TrainJob) -> None:
     one = torch.zeros(1, dtype=dtype)
     try:
         dist.all_reduce(one)
-        if job.stage == 3:
+        if job.stage == 3 or (job.stage == 2 and dist.get_world_size() > 1):
             dist.all_gather_into_tensor(one.new_zeros(dist.get_world_size()), one)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ("scalar type", "no support for")):
             raise
         raise JobError(
             f"training.precision {job.training.precision} with deepspeed.stage {job.stage}: torch "
-            f"{torch.__version__} cannot do that on CPUs ({error}); use fp32 and stage 0 or 2, or an image "
+            f"{torch.__version__} cannot do that on CPUs ({error}); use fp32 and stage 0, or an image "
             "with a newer torch"
         ) from error
 

@@ -42,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands among the others, as torchrun's environment says."""
+    """Where this process stands among the others, as the environment of torchrun (or `deepspeed`) says."""
 
     rank: int
     local_rank: int
@@ -58,7 +58,8 @@ class Place:
             JobError: the nodes have different numbers of processes.
         """
         world_size = int(environment.get("WORLD_SIZE", 1))
-        local = int(environment.get("LOCAL_WORLD_SIZE", world_size))
+        # The `deepspeed` launcher has a name of its own for the processes of a node.
+        local = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world_size)
         if world_size % local:
             raise JobError(
                 f"{world_size} processes, {local} on this node: all nodes must have the same number"
