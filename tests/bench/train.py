@@ -1,7 +1,8 @@
 """`make bench-train`: the trainer against FastChat's, side by side, to build/bench/train.json.
 
 Everything is measured in pairs, the two sides one right after the other, and the medians of their ratios are
-told: another process on the machine slows both. Preparation is measured by `make bench-prepare`; what it
+told: another process on the machine slows both. On a busy machine, `YUAN2_BENCH_CLOCK=cpu` with `--threads 1`
+counts processor time instead of wall time. Preparation is measured by `make bench-prepare`; what it
 found last is repeated here.
 """
 

@@ -14,6 +14,7 @@ from yuan2_core.contract import TrainJob
 from yuan2_trainer.data.prepare import Prepared, discard_cache
 from yuan2_trainer.deepspeed import prepare_environment, without_shared_memory_op
 from yuan2_trainer.ending import leave, settle
+from yuan2_trainer.host_memory import keep_freed_memory
 from yuan2_trainer.logs import configure_logging
 from yuan2_trainer.outcome import JobError
 from yuan2_trainer.parent import die_with_parent
@@ -108,6 +109,7 @@ def start_process_group(device: str, tf32: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
     else:
+        keep_freed_memory()
         without_shared_memory_op()
     backend = "nccl" if device == "cuda" else "gloo"
     deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)

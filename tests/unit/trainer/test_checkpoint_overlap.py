@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,3 +183,19 @@ def test_free_memory_is_the_machines_or_what_the_limit_leaves(
         (tmp_path / name).write_text(text)
     assert available_bytes(tmp_path, meminfo) == expected
     assert available_bytes(tmp_path / "none", tmp_path / "nothing") is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_was_freed_is_not_asked_of_the_kernel_again() -> None:
+    code = """
+import resource
+from yuan2_trainer.host_memory import keep_freed_memory
+assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"x") * (64 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, again = faults(), faults()
+assert first > 10000 > 100 > again, (first, again)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
