@@ -118,8 +118,8 @@ def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_file(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"stage": 3}, LORA, pytest.param(QLORA, marks=needs_4_bits)],
-    ids=["full", "zero-3", "lora", "qlora"],
+    [{}, LORA, {**LORA, "stage": 3}, pytest.param(QLORA, marks=needs_4_bits)],
+    ids=["full", "lora", "lora-zero-3", "qlora"],
 )
 def test_training_does_not_notice_that_it_is_judged(
     trained: Train, judged: Train, changes: dict[str, Any]
