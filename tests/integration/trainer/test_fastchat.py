@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.ports import free_port
-from tests.support.ranks import run_processes, train
+from tests.support.ranks import run_processes, start_processes, train
 from tests.support.training import REPOSITORY, losses, metrics
 from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS
 from yuan2_trainer.launcher import load_job
 
 Train = Callable[..., Path]
+MODULE = "yuan2_trainer.fastchat.process"
 ZERO_FILE = {
     "zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8, "overlap_comm": False},
     "bf16": {"enabled": "auto"},
@@ -65,7 +66,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 def fastchat(arguments: list[str], directory: Path, processes: int = 1) -> list[int | None]:
     """Run the ranks in forked processes; their exit codes."""
-    return run_processes("yuan2_trainer.fastchat.process", arguments, directory, processes)
+    return run_processes(MODULE, arguments, directory, processes)
 
 
 def test_torchrun_trains_as_the_normal_door_does(inputs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -120,16 +121,19 @@ def test_an_adapter_is_trained_and_evaluated(inputs: tuple[Path, Path], tmp_path
 def test_sigterm_writes_a_checkpoint_first(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "output"
     line = command_line(inputs, output, "--max_steps 100000 --save_strategy no")
-    command = [sys.executable, "-m", "yuan2_trainer.fastchat", *line]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    (process,) = start_processes(MODULE, line, ranks, 1)
     end = time.monotonic() + 120
     while not ((output / "metrics.jsonl").is_file() and metrics(output)):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < end
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 75, said
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    said = (ranks / "rank-0.log").read_text()
+    assert process.exitcode == 75, said
     assert "asked to end: checkpoint written at step" in said
     assert list((output / "checkpoints").glob("step-*/manifest.json"))
 
