@@ -14,26 +14,8 @@ from yuan2_core.tokenizer import train_tokenizer
 MEGABYTE = 1 << 20
 FEW = 7000
 """Conversations of a file that is just large enough for a second process."""
-WORDS = [
-    "wind",
-    "that",
-    "moves",
-    "over",
-    "the",
-    "river",
-    "brings",
-    "rain",
-    "to",
-    "the",
-    "fields",
-    "of",
-    "the",
-    "north",
-    "and",
-    "snow",
-    "in",
-    "winter",
-]
+SENTENCE = "wind that moves over the river brings rain to the fields of the north and snow in winter"
+WORDS = SENTENCE.split()
 PREPARE = """
 import resource, sys
 from pathlib import Path
@@ -76,7 +58,7 @@ def peaks(root: Path, count: int) -> tuple[int, int]:
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    train_tokenizer([" ".join(WORDS)], 400, tmp_path).save_pretrained(tmp_path)
+    train_tokenizer([SENTENCE], 400, tmp_path).save_pretrained(tmp_path)
     before, after = peaks(tmp_path, FEW), peaks(tmp_path, 4 * FEW)
     text = (tmp_path / f"{4 * FEW}.jsonl").stat().st_size - (tmp_path / f"{FEW}.jsonl").stat().st_size
     assert text > 25 * MEGABYTE
