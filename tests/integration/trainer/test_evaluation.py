@@ -31,6 +31,7 @@ OVERSHOOT: dict[str, Any] = {
     "every_steps": 3,
     "keep": 1,
 }
+EVERY_SECOND = {"every_steps": 2, "sample_answers": 0}
 BASE: dict[str, Any] = {"micro_batch_size": 8, "gradient_accumulation_steps": 1}
 
 
@@ -88,7 +89,7 @@ def test_evaluations_come_before_between_and_after_the_steps(reference: Path) ->
 @pytest.fixture
 def judged(trained: Train, other_data: Path) -> Train:
     """Trained as without evaluation, but judged on data of its own."""
-    return lambda **changes: trained(eval_path=str(other_data), evaluation={"every_steps": 2}, **changes)
+    return lambda **changes: trained(eval_path=str(other_data), evaluation=EVERY_SECOND, **changes)
 
 
 def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_file(
