@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.support.cluster import TestCluster
-from tests.support.journey import Namespace, apply_example, example_manifest, namespace
+from tests.support.journey import Namespace, api_url, apply_example, example_manifest, namespace
 from yuan2_demo import install
 from yuan2_demo.questions import Score, ask_all, load_records, questions
 
@@ -46,11 +46,6 @@ def assert_answers_verbatim(score: Score) -> None:
     """At least 95% of the trained questions get their trained answer, character for character."""
     wrong = [(answer.question.name, answer.question.expected, answer.text) for answer in score.wrong]
     assert score.passed, f"{score.right} of {score.total} verbatim; wrong: {wrong[:10]}"
-
-
-def api_url(made: Namespace, service: str) -> str:
-    spec = made.get("service", f"{service}-api")["spec"]
-    return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
 
 def ask(made: Namespace, service: str) -> Score:

@@ -11,7 +11,6 @@ import pytest
 from tests.support.cluster import TestCluster
 from tests.support.journey import Namespace, finetune, namespace
 from tests.support.training import losses, write_data, write_model
-from yuan2_local.errors import ClusterError
 
 SECONDS = 240.0
 STEPS = 1000
@@ -27,22 +26,6 @@ def bench(operated: TestCluster) -> Iterator[tuple[Namespace, Path]]:
         yield made, directory
 
 
-def reach(made: Namespace, name: str, step: int) -> None:
-    made.until(f"step {step} of {name}", lambda: _step(made, name) >= step, SECONDS)
-
-
-def _step(made: Namespace, name: str) -> int:
-    """Of rank 0's own word, through the API server's proxy as a user's tool would ask it."""
-    pod = made.running_pod(name, 0)
-    if not pod:
-        return 0
-    try:
-        path = f"/api/v1/namespaces/{made.name}/pods/{pod}:9390/proxy/progress"
-        return int(json.loads(made.kubectl("get", "--raw", path))["step"])
-    except ClusterError:  # the pod is starting or ending
-        return 0
-
-
 def patch(made: Namespace, name: str, suspend: bool) -> None:
     change = json.dumps({"spec": {"runPolicy": {"suspend": suspend}}})
     made.kubectl("patch", "y2ft", name, "--type=merge", "-p", change)
@@ -52,7 +35,7 @@ def patch(made: Namespace, name: str, suspend: bool) -> None:
 def test_suspended_and_resumed_equals_unbroken(bench: tuple[Namespace, Path]) -> None:
     made, directory = bench
     made.apply(finetune("unbroken", **RUN), finetune("broken", **RUN))
-    reach(made, "broken", 30)
+    made.reach("broken", 30, SECONDS)
     patch(made, "broken", suspend=True)
     made.wait("y2ft/broken", "Suspended", 120)
     assert made.status("y2ft", "broken")["phase"] == "Suspended"
@@ -72,10 +55,33 @@ def test_suspended_and_resumed_equals_unbroken(bench: tuple[Namespace, Path]) ->
 def test_a_deleted_pod_is_a_disruption(bench: tuple[Namespace, Path]) -> None:
     made, directory = bench
     made.apply(finetune("robbed", **RUN))
-    reach(made, "robbed", 30)
+    made.reach("robbed", 30, SECONDS)
     made.kubectl("delete", "pod", made.running_pod("robbed", 0), "--wait=false")
     made.wait("y2ft/robbed", "Complete", SECONDS)
     status = made.status("y2ft", "robbed")
     assert status["restarts"] == 0
     assert [attempt["outcome"] for attempt in status["attempts"]] == ["Disrupted", "Succeeded"]
     assert len(losses(directory / "out" / "robbed")) == STEPS
+
+
+@pytest.mark.node
+def test_an_evicted_pod_is_a_disruption_and_the_run_ends_as_if_unbroken(
+    bench: tuple[Namespace, Path],
+) -> None:
+    """Two pods, one of which is evicted as a node drain does it."""
+    made, directory = bench
+    two = {**RUN, "workers": {"replicas": 2}}
+    made.apply(finetune("evicted", **two))
+    made.reach("evicted", 30, SECONDS)
+    made.evict(made.running_pod("evicted", 1))
+    made.wait("y2ft/evicted", "Complete", SECONDS)
+    status = made.status("y2ft", "evicted")
+    assert status["restarts"] == 0
+    assert [attempt["outcome"] for attempt in status["attempts"]] == ["Disrupted", "Succeeded"]
+    assert [attempt["counted"] for attempt in status["attempts"]] == [False, False]
+    assert status["resumedFromStep"] >= 30
+
+    made.apply(finetune("undisturbed", **two))
+    made.wait("y2ft/undisturbed", "Complete", SECONDS)
+    assert len(losses(directory / "out" / "evicted")) == STEPS
+    assert losses(directory / "out" / "evicted") == losses(directory / "out" / "undisturbed")

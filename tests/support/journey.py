@@ -83,6 +83,31 @@ class Namespace:
         pods = [pod for pod in self.list("pods", selector) if pod["status"].get("phase") == "Running"]
         return str(pods[0]["metadata"]["name"]) if pods else ""
 
+    def reach(self, finetune: str, step: int, seconds: float) -> None:
+        """Wait until so many optimizer steps of a FineTune are done."""
+        self.until(f"step {step} of {finetune}", lambda: self._step(finetune) >= step, seconds)
+
+    def _step(self, finetune: str) -> int:
+        """Of rank 0's own word, through the API server's proxy as a user's tool would ask it."""
+        pod = self.running_pod(finetune, 0)
+        if not pod:
+            return 0
+        try:
+            path = f"/api/v1/namespaces/{self.name}/pods/{pod}:9390/proxy/progress"
+            return int(json.loads(self.kubectl("get", "--raw", path))["step"])
+        except ClusterError:  # the pod is starting or ending
+            return 0
+
+    def evict(self, pod: str) -> None:
+        """Evict a pod as a node drain does."""
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": self.name},
+        }
+        path = f"/api/v1/namespaces/{self.name}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+
     def claim(self, name: str, size: str = "2Gi", tmpfs: bool = False) -> Path:
         """A bound claim; returns the directory behind it."""
         directory = self.cluster.volume(f"{self.name}/{name}", size, tmpfs)
@@ -106,6 +131,12 @@ def apply_example(made: Namespace) -> None:
     overlay = install.example_overlay(made.cluster.images) | {"namespace": made.name}
     made.kubectl("apply", "-k", str(install.write_overlay(made.name, overlay)))
     made.wait("job/identity-base", "complete", 300)
+
+
+def api_url(made: Namespace, service: str) -> str:
+    """The OpenAI API of a service, as this machine reaches it."""
+    spec = made.get("service", f"{service}-api")["spec"]
+    return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
 
 def example_manifest(name: str) -> Object:
