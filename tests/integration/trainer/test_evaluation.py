@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from tests.integration.trainer.test_methods import LORA, QLORA, needs_4_bits
 from tests.support.ranks import run_ranks, start_ranks
 from tests.support.training import losses, make_job, metrics, write_data
+from yuan2_trainer.manifest import checkpoint_name, open_checkpoint
 from yuan2_trainer.progress import read_snapshot
+from yuan2_trainer.shards import ShardReader
 from yuan2_trainer.workspace import Workspace
 
 Train = Callable[..., Path]
@@ -176,6 +178,19 @@ def test_training_ends_early_and_leaves_the_best_weights(trained: Train, changes
     assert list(found) == list(range(last + 1))
     assert f"step-{best:06d}" in [item.name for item in (output / "checkpoints").iterdir()]
     assert [row["step"] for row in samples(output)] == [0, best]
+    if "method" not in changes:
+        assert_exported(output, best)
+
+
+def assert_exported(output: Path, step: int) -> None:
+    """The model in the output is that of a checkpoint."""
+    found = open_checkpoint(output / "checkpoints" / checkpoint_name(step), pytest.fail)
+    assert found is not None
+    reader = ShardReader(found)
+    exported = load_file(next((output / "model").glob("*.safetensors")))
+    assert set(found.manifest.shapes) == set(exported) - {"lm_head.weight"}  # tied to the embedding
+    for name in found.manifest.shapes:
+        assert torch.equal(exported[name], reader.full(name)), name
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["after-the-last-step", "at-the-best-step"])
