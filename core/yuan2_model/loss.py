@@ -50,6 +50,9 @@ def labelled_loss_sum(
     flat_N = next_BT.flatten()
     labelled_L = (flat_N != IGNORED).nonzero().flatten()
     hidden_LH = hidden_BTH.flatten(0, 1).index_select(0, labelled_L).to(weight_VH.dtype)
+    if not torch.is_grad_enabled():
+        # A weight that is a parameter would ask for its gradient all the same.
+        weight_VH = weight_VH.detach()
     if chunk is None:
         chunk = max(1, _CHUNK_LOGITS // weight_VH.shape[0])
     total = _LabelledLoss.apply(hidden_LH, weight_VH, flat_N[labelled_L], chunk)
