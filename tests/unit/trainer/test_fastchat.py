@@ -219,6 +219,15 @@ def test_a_flag_without_effect_is_named(flags: str, note: str) -> None:
     assert any(found.startswith(note) for found in mapped(f"{LEAST} {flags}").notes)
 
 
+def test_help_says_what_each_flag_does_here(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no effect: every step is logged" in said
+    assert "--model_max_length INT, --model-max-length INT default 512" in said
+
+
 def test_schedules_and_lengths() -> None:
     def training(flags: str) -> Any:
         return job(f"{LEAST} {flags}").training

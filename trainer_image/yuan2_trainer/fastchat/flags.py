@@ -206,7 +206,13 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: a flag is not FastChat's, or its value cannot be read; one line.
     """
-    parser = _Parser(prog=PROGRAM, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        prog=PROGRAM,
+        usage=f"torchrun ... -m {PROGRAM} --model_name_or_path MODEL --data_path DATA --output_dir OUTPUT ...",
+        description="Fine-tune Yuan 2.0 with the flags of the published recipe (docs/fastchat.md).",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     for flag in FLAGS.values():
         _add(parser, flag)
     found = vars(parser.parse_args(list(arguments)))
@@ -233,19 +239,29 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:
-    names = [f"--{flag.name}"]
+    names, text = [f"--{flag.name}"], _help(flag)
     if "_" in flag.name:
         names.append(f"--{flag.name.replace('_', '-')}")
     if flag.kind == "bool":
         # `--bf16` alone means True.
-        parser.add_argument(*names, dest=flag.name, type=_bool, nargs="?", const=True, metavar="BOOL")
+        parser.add_argument(
+            *names, dest=flag.name, type=_bool, nargs="?", const=True, metavar="BOOL", help=text
+        )
         if flag.default is True:
-            parser.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false")
+            parser.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help=text)
     elif flag.kind == "texts":
-        parser.add_argument(*names, dest=flag.name, nargs="+", metavar="NAME")
+        parser.add_argument(*names, dest=flag.name, nargs="+", metavar="NAME", help=text)
     else:
         reader: Any = {"int": int, "number": float, "text": str}[flag.kind]
-        parser.add_argument(*names, dest=flag.name, type=reader, metavar=flag.kind.upper())
+        parser.add_argument(*names, dest=flag.name, type=reader, metavar=flag.kind.upper(), help=text)
+
+
+def _help(flag: Flag) -> str:
+    if flag.no_effect is not None:
+        return f"no effect: {flag.no_effect}"
+    if flag.only is not None:
+        return f"{' or '.join(str(value) for value in flag.only if value is not None)} only: {flag.refusal}"
+    return "" if flag.default in (None, []) else f"default {flag.default}"
 
 
 def _bool(text: str) -> bool:
