@@ -208,7 +208,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     """
     parser = _Parser(
         prog=PROGRAM,
-        usage=f"torchrun ... -m {PROGRAM} --model_name_or_path MODEL --data_path DATA --output_dir OUTPUT ...",
+        usage=f"torchrun ... -m {PROGRAM} --model_name_or_path MODEL --data_path DATA --output_dir DIR ...",
         description="Fine-tune Yuan 2.0 with the flags of the published recipe (docs/fastchat.md).",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
