@@ -134,6 +134,22 @@ def test_a_base_with_an_old_torch_gets_the_older_pins_without_test_tools(fit: Mo
     }
 
 
+@pytest.mark.parametrize("image", ["train", "serve"])
+def test_the_published_base_gets_what_every_method_needs_around_its_torch_and_numpy(
+    fit: ModuleType, image: str
+) -> None:
+    """nvcr.io/nvidia/pytorch:23.08-py3: Python 3.10, numpy 1.22.2 (NVIDIA's release notes)."""
+    base = {"torch": "2.1.0a0+29c30b1", "numpy": "1.22.2", "matplotlib": "3.7.2", "tensorboard": "2.9.0"}
+    locks = [(REPOSITORY / "requirements" / f"{name}.txt").read_text() for name in (image, "compat")]
+    fitted = {name: version for name, (version, _) in fit.pins(fit.fit(locks, base)).items()}
+    assert not [name for name in fitted if name.startswith(("torch", "triton", "numpy", "nvidia-"))]
+    assert fitted["peft"] == "0.13.2"
+    assert fitted["bitsandbytes"] == "0.45.5"
+    assert {"accelerate", "tensorboard", "protobuf", "deepspeed"} <= set(fitted)
+    assert fitted["matplotlib"].startswith("3.8.")  # later ones refuse numpy 1.22
+    assert fitted["contourpy"].startswith("1.2.")
+
+
 def test_a_base_that_has_everything_gets_nothing(fit: ModuleType) -> None:
     assert fit.fit([LOCK, OLDER], {"torch": "2.9.1", "numpy": "2.4.6", "transformers": "4.57.6"}) == ""
 
