@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.bench import (
@@ -46,19 +48,21 @@ def main() -> None:
     write("train", [*_prepared(), *rows])
 
 
-def measure(root: Path, pairs: int, parts: tuple[str, ...] | list[str]) -> list[Row]:
-    """The chosen parts."""
+def measure(root: Path, pairs: int, parts: Sequence[str]) -> list[Row]:
+    """The chosen parts, each told of when it is done."""
+    measures: dict[str, Callable[[], list[Row]]] = {
+        "padding": lambda: train_padding.measure(root, pairs),
+        "utilisation": lambda: train_utilisation.measure(root, pairs),
+        "memory": train_memory.measure,
+        "sharing": lambda: train_sharing.measure(root / "sharing", pairs),
+        "checkpoints": lambda: train_checkpoints.measure(root / "checkpoints", pairs),
+    }
     rows: list[Row] = []
-    if "padding" in parts:
-        rows += train_padding.measure(root, pairs)
-    if "utilisation" in parts:
-        rows += train_utilisation.measure(root, pairs)
-    if "memory" in parts:
-        rows += train_memory.measure()
-    if "sharing" in parts:
-        rows += train_sharing.measure(root / "sharing", pairs)
-    if "checkpoints" in parts:
-        rows += train_checkpoints.measure(root / "checkpoints", 2 * pairs)
+    for part in PARTS:
+        if part in parts:
+            found = measures[part]()
+            rows += found
+            print(*found, sep="\n", file=sys.stderr, flush=True)
     return rows
 
 

@@ -18,8 +18,8 @@ from yuan2_trainer.checkpoint import Checkpoints, start_optimizer
 from yuan2_trainer.data.order import Position
 
 HIDDEN, LAYERS, LENGTH = 512, 4, 1024
-BATCH = 32
-STEPS = 4
+BATCH = 8
+STEPS = 3
 """Of a run: the file of a checkpoint is written before they are over."""
 EVERY = 50
 
