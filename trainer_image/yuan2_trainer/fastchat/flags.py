@@ -166,8 +166,8 @@ _WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "processes are torchrun's, and DeepSpeed exchanges gradients between them": (
         "ddp_find_unused_parameters:bool ddp_bucket_cap_mb:int ddp_broadcast_buffers:bool ddp_backend:text "
         "ddp_timeout:int tpu_num_cores:int tpu_metrics_debug:bool use_mps_device:bool ray_scope:text "
-        "mp_parameters:text parallelism_config:text fsdp_config:text fsdp_min_num_params:int sharded_ddp:text "
-        "fsdp_transformer_layer_cls_to_wrap:text xpu_backend:text"
+        "mp_parameters:text parallelism_config:text fsdp_config:text fsdp_min_num_params:int "
+        "fsdp_transformer_layer_cls_to_wrap:text sharded_ddp:text xpu_backend:text"
     ),
     "the batch is as it is given": "auto_find_batch_size:bool torch_empty_cache_steps:int",
     "the ZeRO stage decides how layers are computed again": "gradient_checkpointing_kwargs:text",
