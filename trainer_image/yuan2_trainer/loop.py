@@ -106,7 +106,7 @@ class Loop:
         if self._not_finite or position.step in (0, self.last_checkpoint):
             return preempted_before(self.last_checkpoint or 0)
         self.save(position, overlap=False)
-        # Rank 0 may still be removing older checkpoints or drawing, and a rank that ends takes others with it.
+        # Rank 0 may still remove older checkpoints or draw, and a rank that ends takes others with it.
         dist.barrier()
         return PreemptedError(
             f"asked to end: checkpoint written at step {position.step} of {self.total_steps}, "
