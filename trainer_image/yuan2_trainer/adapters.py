@@ -17,6 +17,7 @@ from torch import Tensor
 from yuan2_core.contract import LoRA
 from yuan2_model import Yuan2Config, Yuan2ForCausalLM
 from yuan2_model.adapters import ADAPTER_WEIGHTS, merge_layers
+from yuan2_trainer.quantised import silence_kernel_advice
 
 _PREFIX = "base_model.model."
 """What PEFT's own wrapper puts before the names of the model's parameters."""
@@ -46,6 +47,7 @@ def add_adapter(model: Yuan2ForCausalLM, adapter: LoRA, base: str) -> Yuan2ForCa
 
     The first matrices are drawn from torch's global generator: seed it before.
     """
+    silence_kernel_advice()
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(adapter_config(adapter, base), model, adapter_name=_ADAPTER)

@@ -27,7 +27,7 @@ def load_quantised(directory: Path, device: torch.device) -> Yuan2ForCausalLM:
     Raises:
         ModelFilesError: as `yuan2_model.load_model`.
     """
-    _silence_kernel_advice()
+    silence_kernel_advice()
     facts = check_model_directory(directory)
     config = load_config(facts)
     model = _empty_model(config)
@@ -98,7 +98,11 @@ def _linear_4bit() -> Any:
     return Linear4bit
 
 
-def _silence_kernel_advice() -> None:
-    """bitsandbytes advises to fetch a faster kernel from a hub when it is imported; a pod fetches nothing."""
-    name = "bitsandbytes.backends.cpu.ops"
-    logging.getLogger(name).addFilter(lambda record: "gemm_4bit_forward" not in record.getMessage())
+def silence_kernel_advice() -> None:
+    """bitsandbytes, which PEFT imports too, advises to fetch a faster kernel from a hub; a pod fetches
+    nothing. To be called before either is imported."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward" not in record.getMessage()
