@@ -1,9 +1,9 @@
 """Time lost to a checkpoint every 50 steps.
 
-Runs of a few steps with a checkpoint in them alternate with runs without; what one more checkpoint takes is
-set against 50 steps. Beside it, the same with training waiting for the file, as it does where memory leaves
-no room for a copy. What a real run loses depends on its step, its disks and its ranks, which share the
-writing: here stand the bytes and the seconds of what was measured.
+What one checkpoint takes is measured on runs of a few short steps, with and without one in them, in turns; it
+is set against 50 steps of `BATCH` samples. Beside it, the same with training waiting for the file, as it does
+where memory leaves no room for a copy. What a real run loses depends on its step, its disks and its ranks,
+which share the writing: here stand the bytes and the seconds of what was measured.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from pathlib import Path
 
 from tests.bench.prepare import inputs
 from tests.bench.report import Row, at_most, plain
-from tests.bench.trainer import Epoch, model_of, prepared, seconds, stepper_of, write_records
+from tests.bench.trainer import RATE, Epoch, model_of, prepared, seconds, stepper_of, write_records
 from yuan2_trainer.checkpoint import Checkpoints, start_optimizer
 from yuan2_trainer.data.order import Position
 
 HIDDEN, LAYERS, LENGTH = 512, 4, 1024
 BATCH = 8
-STEPS = 3
-"""Of a run: the file of a checkpoint is written before they are over."""
+SHORT, STEPS = 2, 4
+"""Samples of a step and steps of a run in which the time of a checkpoint is looked for: the file of
+252 MB is written before they are over."""
 EVERY = 50
 
 
@@ -31,46 +32,35 @@ def measure(root: Path, pairs: int) -> list[Row]:
     data = prepared(write_records(root / "alpaca.json", records), model_directory, root / "store", LENGTH)
     stepper = stepper_of(model_of(HIDDEN, LAYERS), data, root, LENGTH)
     start_optimizer(stepper.engine)
-    batch = Epoch(stepper, BATCH).batch()  # always the same one: its steps take the same time
+    epoch = Epoch(stepper, BATCH)
+    short = epoch.batch()[:SHORT]  # always the same: its steps take the same time
     checkpoints = Checkpoints(root / "checkpoints", 1, lambda _: None)
 
-    def steps(saving: bool, overlap: bool = True) -> float:
-        def run() -> None:
-            for number in range(STEPS):
-                stepper.run(batch, 1e-5, stop=False)
-                if saving and number == 0:
-                    facts = {"total_steps": 1, "stage": 2, "identity": {}}
-                    checkpoints.save(stepper.engine, Position(step=1), facts, overlap)
-            checkpoints.finish()
+    def run(saving: bool, overlap: bool = True) -> None:
+        for number in range(STEPS):
+            stepper.run(short, RATE, stop=False)
+            if saving and number == 0:
+                facts = {"total_steps": 1, "stage": 2, "identity": {}}
+                checkpoints.save(stepper.engine, Position(step=1), facts, overlap)
+        checkpoints.finish()
 
-        return seconds(run)
-
-    steps(saving=True)
-    found: dict[str, list[float]] = {"none": [], "beside": [], "waiting": []}
-    for _ in range(pairs):
-        found["none"].append(steps(saving=False))
-        found["beside"].append(steps(saving=True))
-        found["none"].append(steps(saving=False))
-        found["waiting"].append(steps(saving=True, overlap=False))
-    return _rows(found, _size(root / "checkpoints"))
+    run(saving=True)
+    lost: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(2 * pairs):
+        for overlap, found in lost.items():
+            without = seconds(lambda: run(saving=False))
+            found.append(seconds(lambda o=overlap: run(saving=True, overlap=o)) - without)
+    step = statistics.median(seconds(epoch.step) for _ in range(pairs))
+    return _rows(step, _size(root / "checkpoints"), *map(statistics.median, lost.values()))
 
 
-def _rows(found: dict[str, list[float]], size: int) -> list[Row]:
-    plain_runs = found["none"]
-    step = statistics.median(plain_runs) / STEPS
-    lost = {
-        name: statistics.median(
-            took - (before + after) / 2
-            for took, before, after in zip(times, plain_runs, plain_runs[1:] + plain_runs[-1:], strict=False)
-        )
-        for name, times in (("beside", found["beside"]), ("waiting", found["waiting"]))
-    }
-    share = {name: 100 * max(0.0, value) / (EVERY * step) for name, value in lost.items()}
+def _rows(step: float, size: int, beside: float, waiting: float) -> list[Row]:
+    share = 100 * beside / (EVERY * step)
     return [
-        plain("a step of the run that saves", step, "s"),
-        plain("its checkpoint", size / 1e6, "MB"),
-        at_most(f"time lost to a checkpoint every {EVERY} steps", share["beside"], "%", 3),
-        plain("  the same, training waiting for the file", share["waiting"], "%"),
+        plain(f"a checkpoint of {size / 1e6:.0f} MB, written beside the training", beside, "s"),
+        plain("  the same, training waiting for the file", waiting, "s"),
+        plain(f"a step of {BATCH} samples of the same model", step, "s"),
+        at_most(f"time lost to a checkpoint every {EVERY} steps", share, "%", 3),
     ]
 
 

@@ -64,5 +64,7 @@ def _measure(root: Path, model: Path, records: Path, name: str, pairs: int) -> l
     computed = sum(family.size for family in families(everything, ours.store, LENGTH))
     return [
         plain(f"split_example, conversations {name}: times every sample separately", ratio(times), "x"),
-        plain("  tokens of the samples over tokens computed", ours.store.lengths.sum() / computed, "x"),
+        plain(
+            "  tokens of the samples over tokens computed", float(ours.store.lengths.sum()) / computed, "x"
+        ),
     ]

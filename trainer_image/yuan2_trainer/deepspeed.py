@@ -151,14 +151,15 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
 
 
 def build_optimizer(model: nn.Module, job: TrainJob) -> Optimizer:
-    """AdamW, fused on GPUs and, for offloaded state, on the CPU where this torch can.
+    """AdamW, fused on GPUs and, where this torch can, on the CPU.
 
     The rate starts at 0 and is set before every step.
     """
     from torch.optim import AdamW
 
     groups = parameter_groups(model.named_parameters(), job.training.weight_decay)
-    fused = job.launch.device == "cuda" and (job.deepspeed.offload == "none" or _fused_on_cpu())
+    on_gpu = job.launch.device == "cuda" and job.deepspeed.offload == "none"
+    fused = on_gpu or _fused_on_cpu()
     return AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=fused)
 
 
