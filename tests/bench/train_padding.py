@@ -40,10 +40,11 @@ def _measure_length(root: Path, length: int, pairs: int) -> list[Row]:
     turns = templated(records)
     ours = prepared(write_records(root / "alpaca.json", records), model_directory, root / "store", length)
     stepper = stepper_of(model_of(HIDDEN, LAYERS), ours, root, length)
+    Epoch(stepper, CHUNK).step()  # allocations and DeepSpeed's first step
+    # From the beginning, as FastChat's side: both sides of a pair take the same samples.
     epoch = Epoch(stepper, CHUNK)
     order = epoch_order(ours.store.conversations, 42, 0).tolist()
     theirs = _fastchat_batches(root, model_directory, turns, length, order)
-    epoch.step()  # allocations and DeepSpeed's first step
     padded, fair = [], []
     for _ in range(pairs):
         own = seconds(epoch.step)
