@@ -11,6 +11,7 @@ from tests.support.cluster import control_plane, node_cluster
 __all__ = ["control_plane", "node_cluster"]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a folder in one process: its tests share a control plane, an operator or a service."""
     here = Path(__file__).parent
