@@ -148,9 +148,8 @@ class Builder:
 
     def _push_flags(self) -> list[str]:
         # An outside registry gets what every container runtime reads; our own gets what is fastest.
-        if self._outside:
-            return ["--compression-format", "gzip", *plain_http_flags(self._registry)]
-        return ["--compression-format", "zstd", "--compression-level", "1", *plain_http_flags(self._registry)]
+        compression = ["gzip"] if self._outside else ["zstd", "--compression-level", "1"]
+        return ["--compression-format", *compression, *plain_http_flags(self._registry)]
 
     def _ensure_built(self, name: str) -> str:
         local = f"localhost/yuan2/{name}:{self._tags[name]}"

@@ -6,8 +6,6 @@ import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from yuan2_core.contract import Progress
 from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.api.schema import rfc3339
@@ -22,7 +20,7 @@ from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.queue import Key
 from yuan2_operator.reconcile.context import Context, read_status
-from yuan2_operator.reconcile.refusal import refuse_spec
+from yuan2_operator.reconcile.refusal import read_spec
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, unwanted
 from yuan2_operator.status.conditions import Verdict
 from yuan2_operator.status.events import attempt_events, condition_events
@@ -80,10 +78,8 @@ class FineTuneReconciler:
             self._heard.pop(key, None)
             return None
         owner = Owner.of({"kind": KIND_FINETUNE, **body})
-        try:
-            spec = FineTuneSpec.model_validate(body["spec"])
-        except ValidationError as error:
-            await refuse_spec(self._context, FINETUNES, owner, body, error)
+        spec = await read_spec(self._context, FINETUNES, FineTuneSpec, owner, body)
+        if spec is None:
             return None
         prior, before = read_status(FineTuneStatus, body)
         return await self._pass(key, Subject(owner, spec, prior, before, self._context.clock()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from yuan2_operator.api.common import Condition
+from yuan2_operator.api.schema import Spec
 from yuan2_operator.cache import Object
 from yuan2_operator.client import Resource
 from yuan2_operator.constants import CONDITION_ACCEPTED, Reason
@@ -18,6 +19,8 @@ from yuan2_operator.status.events import condition_events
 
 logger = logging.getLogger(__name__)
 
+S = TypeVar("S", bound=Spec)
+
 
 class _Conditions(BaseModel):
     """The part of a status that both kinds have."""
@@ -25,7 +28,18 @@ class _Conditions(BaseModel):
     conditions: list[Condition] = Field(default_factory=list)
 
 
-async def refuse_spec(
+async def read_spec(
+    context: Context, resource: Resource, model: type[S], owner: Owner, body: Object
+) -> S | None:
+    """The spec of a resource; None for one that cannot be read, which is refused."""
+    try:
+        return model.model_validate(body["spec"])
+    except ValidationError as error:
+        await _refuse(context, resource, owner, body, error)
+        return None
+
+
+async def _refuse(
     context: Context, resource: Resource, owner: Owner, body: Object, error: ValidationError
 ) -> None:
     """Write `Accepted=False` with the field and what is wrong; what runs already is left as it is."""

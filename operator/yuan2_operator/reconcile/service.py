@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from pydantic import ValidationError
-
 from yuan2_operator.api.finetune import FineTuneStatus
 from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.api.service import ServiceSpec, ServiceStatus
@@ -19,7 +17,7 @@ from yuan2_operator.plan.references import Rejection
 from yuan2_operator.plan.service import ServicePlan, plan_service, references, served_model
 from yuan2_operator.queue import Key
 from yuan2_operator.reconcile.context import Context, read_status
-from yuan2_operator.reconcile.refusal import refuse_spec
+from yuan2_operator.reconcile.refusal import read_spec
 from yuan2_operator.status.events import condition_events
 from yuan2_operator.status.schedule import TROUBLE_SECONDS
 from yuan2_operator.status.service import ServiceObservation, service_status
@@ -39,10 +37,8 @@ class ServiceReconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             return None
         owner = Owner.of({"kind": KIND_SERVICE, **body})
-        try:
-            spec = ServiceSpec.model_validate(body["spec"])
-        except ValidationError as error:
-            await refuse_spec(self._context, YUAN_SERVICES, owner, body, error)
+        spec = await read_spec(self._context, YUAN_SERVICES, ServiceSpec, owner, body)
+        if spec is None:
             return None
         prior, before = read_status(ServiceStatus, body)
         decision = await self._decide(owner, spec, prior)

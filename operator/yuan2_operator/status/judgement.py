@@ -154,10 +154,15 @@ def disturbed(view: AttemptView) -> Disturbance | None:
 
 def crashed(pod: PodFacts) -> bool:
     """It ended by its own fault."""
-    if pod.phase != "Failed" or pod.disruption is not None or pod.exit_code in (0, EXIT_PREEMPTED):
+    if not _in_error(pod):
         return False
     asked, ended = pod.deletion_requested, pod.finished
     return asked is None or (ended is not None and ended < asked)
+
+
+def _in_error(pod: PodFacts) -> bool:
+    """It ended neither well nor as preempted, and nobody evicted it."""
+    return pod.phase == "Failed" and pod.disruption is None and pod.exit_code not in (0, EXIT_PREEMPTED)
 
 
 def _crashed_before(pod: PodFacts, moment: datetime) -> bool:
@@ -169,7 +174,7 @@ def _fell(pod: PodFacts) -> bool:
 
     It says so, or it was killed before the kubelet would have done that, at the end of its grace period.
     """
-    if pod.phase != "Failed" or pod.disruption is not None or pod.exit_code in (0, EXIT_PREEMPTED):
+    if not _in_error(pod):
         return False
     if pod.termination is not None:
         return not _lost_peer(pod)

@@ -12,17 +12,9 @@ from tests.support.attempts import START
 from tests.support.finetunes import finetune_object
 from yuan2_operator.apply import Applier
 from yuan2_operator.cache import Cache
-from yuan2_operator.client import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    FINETUNES,
-    JOBS,
-    PODS,
-    SERVICES,
-    YUAN_SERVICES,
-    Client,
-)
+from yuan2_operator.client import FINETUNES, YUAN_SERVICES, Client
 from yuan2_operator.config import Settings
+from yuan2_operator.handlers.watched import WATCHED
 from yuan2_operator.observe import Observer
 from yuan2_operator.queue import Key
 from yuan2_operator.reconcile import Reconciler
@@ -31,7 +23,6 @@ from yuan2_operator.reconcile.context import Context
 __all__ = ["api"]
 
 TUNE, SERVE = Key("Yuan2FineTune", "demo", "alpaca"), Key("Yuan2Service", "demo", "alpaca")
-WATCHED = (FINETUNES, YUAN_SERVICES, JOBS, PODS, DEPLOYMENTS, SERVICES, CONFIG_MAPS)
 EVENTS = "/apis/events.k8s.io/v1/namespaces/demo/events"
 
 
