@@ -42,8 +42,8 @@ OFFLOAD_OPTIMIZER: Final = (
 )
 ONE_HELD_OUT: Final = "dataset: evalFraction and evalSource exclude each other; leave one out"
 NOTHING_HELD_OUT: Final = (
-    "evaluation: everySteps and earlyStoppingPatience need data that is held out of training; set "
-    "dataset.evalFraction or dataset.evalSource"
+    "evaluation: everySteps, earlyStoppingPatience and sampleAnswers need data that is held out of training; "
+    "set dataset.evalFraction or dataset.evalSource"
 )
 
 DECIDED: Final[Mapping[str, str]] = {
@@ -143,8 +143,8 @@ def evaluation_conflicts(job: TrainJob) -> Iterator[str]:
     data, evaluation = job.dataset, job.evaluation
     if data.eval_path is not None and data.eval_fraction > 0:
         yield ONE_HELD_OUT
-    asked = evaluation.every_steps is not None or evaluation.early_stopping_patience is not None
-    if asked and data.eval_path is None and data.eval_fraction == 0:
+    asked = (evaluation.every_steps, evaluation.early_stopping_patience, evaluation.sample_answers)
+    if any(asked) and data.eval_path is None and data.eval_fraction == 0:
         yield NOTHING_HELD_OUT
 
 

@@ -212,8 +212,9 @@ class Evaluation(Contract):
     """Optimizer steps between two evaluations; absent, one at the end of each epoch."""
     early_stopping_patience: PositiveInt | None = None
     """Evaluations in a row without a lower loss after which training ends; absent, it does not."""
-    sample_answers: Annotated[int, Field(ge=0, le=64)] = 4
-    """Held-out questions that the model answers before and after training, for `samples.jsonl`."""
+    sample_answers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Held-out questions that the model answers before and after training, for `samples.jsonl`; absent, 4
+    where data is held out."""
 
 
 class ModelLocation(Contract):

@@ -20,7 +20,7 @@ from yuan2_trainer.loading import put_weights
 from yuan2_trainer.outcome import PreemptedError
 from yuan2_trainer.progress import EvaluationReport, Tracker
 from yuan2_trainer.recording import Recording
-from yuan2_trainer.samples import SAMPLES, SampleAnswers, choose_questions
+from yuan2_trainer.samples import SAMPLE_ANSWERS, SAMPLES, SampleAnswers, choose_questions
 from yuan2_trainer.standing import Standing, is_due
 from yuan2_trainer.step import Stepper
 from yuan2_trainer.stopping import AskedToEndError, Vote
@@ -167,10 +167,11 @@ def build_judge(
     pulse = Pulse(stepper.vote or Vote(workspace.stop.exists))
     wanted = job.evaluation
     answers = None
-    if wanted.sample_answers:
+    asked = SAMPLE_ANSWERS if wanted.sample_answers is None else wanted.sample_answers
+    if asked:
         answers = SampleAnswers(
             engine=stepper.engine,
-            questions=choose_questions(held_out, wanted.sample_answers),
+            questions=choose_questions(held_out, asked),
             tokenizer=Yuan2Tokenizer.from_pretrained(job.model.path),
             pulse=pulse,
             at_once=job.training.micro_batch_size,

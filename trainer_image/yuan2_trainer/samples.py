@@ -22,6 +22,8 @@ from yuan2_trainer.evaluation import Pulse, evaluating
 from yuan2_trainer.workspace import read_text, replace
 
 SAMPLES = "samples.jsonl"
+SAMPLE_ANSWERS = 4
+"""Questions where the job names no number."""
 ANSWER_TOKENS = 128
 """Longest answer: enough to see what was learned, and bounded where every token gathers a large model."""
 

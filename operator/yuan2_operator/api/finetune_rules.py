@@ -61,7 +61,10 @@ _STAGE = (
 """`presets.zero_stage` in CEL."""
 _DORA = " || ".join(f"(has(self.method.{name}) && self.method.{name}.dora)" for name in ("lora", "qlora"))
 _HELD_OUT = "(has(self.dataset.evalSource) || self.dataset.evalFraction > 0.0)"
-_JUDGED = "(has(self.evaluation.everySteps) || has(self.evaluation.earlyStoppingPatience))"
+_JUDGED = (
+    "(has(self.evaluation.everySteps) || has(self.evaluation.earlyStoppingPatience)"
+    " || (has(self.evaluation.sampleAnswers) && self.evaluation.sampleAnswers > 0))"
+)
 SPEC = rules(
     (
         f"{_OUTPUT}.claimName != {_MODEL}.claimName || ({_OUTPUT}.path != '.'"

@@ -60,7 +60,7 @@ def test_every_combination_of_method_stage_and_offload(control_plane, size):
 
 
 HELD_OUT = ({}, {"evalFraction": 0.1}, {"evalSource": {"configMap": {"name": "a", "key": "b"}}})
-JUDGED = ({}, {"sampleAnswers": 8}, {"everySteps": 5}, {"earlyStoppingPatience": 2})
+JUDGED = ({}, {"sampleAnswers": 0}, {"sampleAnswers": 8}, {"everySteps": 5}, {"earlyStoppingPatience": 2})
 
 
 def test_every_combination_of_held_out_data_and_evaluation(control_plane):

@@ -44,6 +44,7 @@ def only(found: TrainJob) -> str:
         ({"held_out": {"eval_path": "/e", "eval_fraction": 0.1}}, "evalFraction and evalSource exclude"),
         ({"evaluation": Evaluation(early_stopping_patience=3)}, "set dataset.evalFraction or dataset.evalSo"),
         ({"evaluation": Evaluation(every_steps=3)}, "set dataset.evalFraction or dataset.evalSource"),
+        ({"evaluation": Evaluation(sample_answers=3)}, "set dataset.evalFraction or dataset.evalSource"),
     ],
 )
 def test_a_contradiction_is_one_sentence(changes: dict[str, Any], words: str) -> None:
