@@ -60,7 +60,7 @@ build: ## Build a cluster's programs and, as root, the images into the cache
 	@$(PYTHON) deploy/local/cluster.py build
 
 integration: $(VENV)/.ok ## Against the real control plane, FastChat and DeepSpeed
-	$(PYTEST) tests/integration -q -n 2 --dist loadgroup
+	$(PYTEST) tests/integration -q -n 2
 
 e2e: $(VENV)/.ok ## On the real node
 	$(PYTEST) tests/e2e -q
