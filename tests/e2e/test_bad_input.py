@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from tests.support.cluster import TestCluster
 from tests.support.journey import Namespace, finetune, namespace, source
 from tests.support.training import conversations, write_data, write_model
+from tests.support.waiting import wait_for
+from yuan2_trainer.manifest import complete_checkpoints
 
 SECONDS = 180.0
 
@@ -116,31 +119,59 @@ def test_a_missing_claim_is_waited_for(operated: TestCluster) -> None:
         made.wait("y2ft/early", "Complete", SECONDS)
 
 
-@pytest.mark.node
-def test_a_full_volume_fails_clearly_and_keeps_the_last_checkpoint(operated: TestCluster) -> None:
+@pytest.fixture
+def small(operated: TestCluster) -> Iterator[tuple[Namespace, Path]]:
+    """A namespace with model and data, and the directory of its claim `small` of 64 MiB."""
     with namespace(operated, "e2e-full") as made:
         directory = made.claim("models")
         write_model(directory / "model", layers=4, hidden=128)
         write_data(directory / "data.json", 12)
-        small = made.claim("small", size="64Mi", tmpfs=True)
-        run = finetune(
-            "full",
-            training={"maxSteps": 400},
-            checkpoint={"everySteps": 4, "keep": 100},
-            runPolicy={"maxRestarts": 0},
-            output=source("full", "small"),
-        )
-        made.apply(run)
-        made.wait("y2ft/full", "Failed", SECONDS)
+        yield made, made.claim("small", size="64Mi", tmpfs=True)
 
-        failed = made.condition("y2ft", "full", "Failed")
-        assert "OutputFull" in failed["reason"] + failed["message"]
-        _assert_newest_checkpoint_loads(small / "full" / "checkpoints", made.status("y2ft", "full"))
+
+def _long_run(name: str, keep: int) -> dict[str, Any]:
+    return finetune(
+        name,
+        training={"maxSteps": 400},
+        checkpoint={"everySteps": 4, "keep": keep},
+        runPolicy={"maxRestarts": 0},
+        output=source(name, "small"),
+    )
+
+
+@pytest.mark.node
+def test_a_volume_that_is_too_small_is_refused_before_training(small: tuple[Namespace, Path]) -> None:
+    made, _ = small
+    made.apply(_long_run("narrow", keep=100))
+    made.wait("y2ft/narrow", "Failed", SECONDS)
+    failed = made.condition("y2ft", "narrow", "Failed")
+    assert failed["reason"] == "OutputFull"
+    assert "lower checkpoint.keep" in failed["message"]
+    assert not made.status("y2ft", "narrow").get("step")
+
+
+@pytest.mark.node
+def test_a_volume_that_fills_up_fails_clearly_and_keeps_the_last_checkpoint(
+    small: tuple[Namespace, Path],
+) -> None:
+    made, volume = small
+    made.apply(_long_run("full", keep=1))
+    checkpoints = volume / "full" / "checkpoints"
+    wait_for("a checkpoint", lambda: list(complete_checkpoints(checkpoints, str)), SECONDS)
+
+    def somebody_else_writes() -> bool:
+        with (volume / "ballast").open("ab", buffering=0) as ballast, contextlib.suppress(OSError):
+            while ballast.write(bytes(1 << 20)):
+                pass
+        return made.status("y2ft", "full").get("phase") == "Failed"
+
+    wait_for("the failure", somebody_else_writes, SECONDS)
+    failed = made.condition("y2ft", "full", "Failed")
+    assert failed["reason"] == "OutputFull"
+    _assert_newest_checkpoint_loads(checkpoints, made.status("y2ft", "full"))
 
 
 def _assert_newest_checkpoint_loads(directory: Path, status: dict[str, Any]) -> None:
-    from yuan2_trainer.manifest import complete_checkpoints
-
     warnings: list[str] = []
     found = next(iter(complete_checkpoints(directory, warnings.append)))
     assert not warnings

@@ -27,18 +27,20 @@ for entry in pathlib.Path('/proc').iterdir():
             os.kill(int(entry.name), signal.SIGKILL)
 """
 INVERT_LABELS = """
+import numpy as np
 import yuan2_core.conversation as conversation
 
-_render = conversation.render
+_render_spans = conversation.render_spans
 
 
-def render(*args, **options):
-    for row in _render(*args, **options):
-        labels = [id if label == -100 else -100 for id, label in zip(row.input_ids, row.labels)]
-        yield conversation.Rendered(row.input_ids, labels)
+def render_spans(*args, **options):
+    for row in _render_spans(*args, **options):
+        borders = [0, *row.learned.flatten().tolist(), len(row.ids)]
+        others = [span for span in zip(borders[::2], borders[1::2]) if span[0] < span[1]]
+        yield conversation.Spans(row.ids, np.array(others, dtype=np.int32).reshape(-1, 2))
 
 
-conversation.render = lambda *args, **options: list(render(*args, **options))
+conversation.render_spans = render_spans
 """
 
 
