@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from yuan2_model.dimensions import Dimensions, tensor_shapes
+from yuan2_model.dimensions import EMBEDDING, HEAD, Dimensions, tensor_shapes
 
 
 def causal_pairs(lengths: Iterable[int]) -> int:
@@ -19,23 +19,31 @@ def causal_pairs(lengths: Iterable[int]) -> int:
     return sum(length * (length + 1) // 2 for length in lengths)
 
 
-def layer_weights(dimensions: Dimensions) -> int:
-    """Weights of all layers that every token is multiplied with.
+def learned_only(name: str, layers: int) -> bool:
+    """Whether a matrix of a model of so many layers is multiplied with labelled tokens alone.
 
-    The localized filter's convolutions are among them: two taps of half the channels each way, a matrix of
-    `hidden` x `hidden` a convolution.
+    So are the output layer and, of the last layer, all that is behind attention: no other token needs it.
+    """
+    last = f"model.layers.{layers - 1}."
+    return name.startswith((f"{last}self_attn.o_proj.", f"{last}mlp.", HEAD))
+
+
+def multiplied(dimensions: Dimensions, tokens: int, labelled: int) -> int:
+    """Products of a weight and a token's channel in a forward pass with its loss.
+
+    The localized filter's convolutions count as what they are: two taps of half the channels each way, a
+    matrix of `hidden` x `hidden` a convolution.
     """
     return sum(
-        prod(shape)
+        prod(shape) * (labelled if learned_only(name, dimensions.num_hidden_layers) else tokens)
         for name, shape in tensor_shapes(dimensions).items()
-        if name.startswith("model.layers.") and len(shape) > 1
+        if len(shape) > 1 and name != EMBEDDING
     )
 
 
 def forward_flops(dimensions: Dimensions, tokens: int, pairs: int, labelled: int) -> int:
     """FLOPs of a forward pass with its loss; arguments as of `model_flops`."""
-    weights = layer_weights(dimensions) * tokens + _head(dimensions) * labelled
-    return 2 * weights + _attention(dimensions, pairs)
+    return 2 * multiplied(dimensions, tokens, labelled) + _attention(dimensions, pairs)
 
 
 def model_flops(
@@ -47,21 +55,18 @@ def model_flops(
         dimensions: the model's.
         tokens: tokens, labelled or not, padding not counted.
         pairs: (query, key) pairs that attention looks at, see `causal_pairs`.
-        labelled: tokens with a label; the output layer multiplies no others.
+        labelled: tokens with a label; the output layer and what is behind the last attention multiply no
+            others.
         adapter: None when all weights are trained; else they are frozen, so that the products that make
             their gradients are not asked for, and this is the number of weights in the low-rank matrices
-            beside them.
+            beside them (taken to multiply all tokens: the last layer's are too few to tell).
     """
     # Products of one size: forward, gradient of the inputs and, where weights are trained, of the weights.
     products = 3 if adapter is None else 2
-    weights = layer_weights(dimensions) * tokens + _head(dimensions) * labelled
+    weights = multiplied(dimensions, tokens, labelled)
     # Both sides of attention's products are activations: three products of each size in any case.
     attention = 3 * _attention(dimensions, pairs)
     return 2 * products * weights + attention + 2 * 3 * (adapter or 0) * tokens
-
-
-def _head(dimensions: Dimensions) -> int:
-    return dimensions.vocab_size * dimensions.hidden_size
 
 
 def _attention(dimensions: Dimensions, pairs: int) -> int:

@@ -103,6 +103,45 @@ class RMSNorm(nn.Module):
         return (x_BTH.float() * _inverse_rms(x_BTH, self.eps)).to(x_BTH.dtype) * self.weight
 
 
+class _Pair(torch.autograd.Function):
+    """Each token's channels beside those of the token before it, [B, T, C, 2].
+
+    Shifting, masking and stacking give the same with twice the passes over memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTC: Tensor, before_B1C: Tensor | None, starts_S: Tensor | None, forks: Forks | None
+    ) -> Tensor:
+        ctx.starts_S, ctx.forks, ctx.continues = starts_S, forks, before_B1C is not None
+        pairs = x_BTC.new_empty(*x_BTC.shape, FILTER_TAPS)
+        previous, own = pairs.unbind(dim=-1)
+        own.copy_(x_BTC)
+        previous[:, 1:] = x_BTC[:, :-1]
+        previous[:, :1] = 0 if before_B1C is None else before_B1C
+        previous_MC = previous.flatten(0, 1)
+        if starts_S is not None:
+            previous_MC.index_fill_(0, starts_S, 0)
+        if forks is not None:
+            previous_MC.index_copy_(0, forks.first, x_BTC.flatten(0, 1).index_select(0, forks.before))
+        return pairs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        previous, own = grad.unbind(dim=-1)
+        x_grad = own.clone(memory_format=torch.contiguous_format)
+        x_grad_MC, previous_MC = x_grad.flatten(0, 1), previous.flatten(0, 1)
+        ends_S = None if ctx.starts_S is None else ctx.starts_S - 1
+        alone_SC = None if ends_S is None else x_grad_MC.index_select(0, ends_S)
+        x_grad[:, :-1] += previous[:, 1:]
+        if alone_SC is not None:
+            x_grad_MC.index_copy_(0, ends_S, alone_SC)  # nothing follows a sequence's last token
+        if ctx.forks is not None:
+            x_grad_MC.index_add_(0, ctx.forks.before, previous_MC.index_select(0, ctx.forks.first))
+        return x_grad, previous[:, :1].clone() if ctx.continues else None, None, None
+
+
 class PairConvolution(nn.Module):
     """Causal convolution over a token and the one before it, parameters as published: weight [out, in, 2, 1].
 
@@ -120,21 +159,13 @@ class PairConvolution(nn.Module):
         self,
         x_BTC: Tensor,
         before_B1C: Tensor | None,
-        starts_BT1: Tensor | None,
+        starts_S: Tensor | None,
         forks: Forks | None = None,
     ) -> Tensor:
-        """Convolve; `before` precedes the first token (None: zero), nothing where `starts` is True, but at
+        """Convolve; `before` precedes the first token (None: zero), nothing the tokens at `starts`, but at
         `forks` what stands there."""
-        if before_B1C is None:
-            before_B1C = x_BTC.new_zeros(x_BTC.shape[0], 1, x_BTC.shape[2])
-        previous_BTC = torch.cat((before_B1C, x_BTC[:, :-1]), dim=1)
-        if starts_BT1 is not None:
-            previous_BTC = previous_BTC.masked_fill(starts_BT1, 0)
-        if forks is not None:
-            shared_FC = x_BTC.flatten(0, 1).index_select(0, forks.before)
-            previous_BTC = previous_BTC.flatten(0, 1).index_copy(0, forks.first, shared_FC).view_as(x_BTC)
-        pairs = torch.stack((previous_BTC, x_BTC), dim=-1).flatten(2)
-        return F.linear(pairs, self.weight.view(self.weight.shape[0], -1), self.bias)
+        pairs: Tensor = _Pair.apply(x_BTC, before_B1C, starts_S, forks)
+        return F.linear(pairs.flatten(2), self.weight.view(self.weight.shape[0], -1), self.bias)
 
 
 class LocalizedFilter(nn.Module):
@@ -148,10 +179,9 @@ class LocalizedFilter(nn.Module):
 
     def forward(self, a_BTH: Tensor, layout: Layout, state: LayerState | None) -> Tensor:
         """Filter `a`; `state` is read for what came before and left at each row's last real token."""
-        starts_BT1 = None if layout.starts_BT is None else layout.starts_BT.unsqueeze(-1)
         before, middle_before = (None, None) if state is None else (state.input_B1H, state.middle_B1C)
-        middle_BTC = self.conv1(a_BTH, before, starts_BT1, layout.forks)
-        out_BTH = self.conv2(middle_BTC, middle_before, starts_BT1, layout.forks)
+        middle_BTC = self.conv1(a_BTH, before, layout.starts_S, layout.forks)
+        out_BTH = self.conv2(middle_BTC, middle_before, layout.starts_S, layout.forks)
         if state is not None:
             state.input_B1H = _last_real(a_BTH, before, layout.last_B)
             state.middle_B1C = _last_real(middle_BTC, middle_before, layout.last_B)
@@ -199,8 +229,13 @@ class Attention(nn.Module):
         if cache is not None:
             k_BSND, v_BSND = cache.append(layer, k_BSND, v_BSND)
         o_BTND = attend(q_BTND, k_BSND, v_BSND, layout.attention)
-        output: Tensor = self.o_proj(o_BTND.reshape(batch, tokens, hidden))
+        output: Tensor = self.o_proj(_read(o_BTND.reshape(batch, tokens, hidden), layout.outputs_L))
         return output
+
+
+def _read(x_BTH: Tensor, outputs_L: Tensor | None) -> Tensor:
+    """What is read of these outputs: all, or the given tokens as one row, [1, L, H]."""
+    return x_BTH if outputs_L is None else x_BTH.flatten(0, 1).index_select(0, outputs_L).unsqueeze(0)
 
 
 class MLP(nn.Module):
@@ -230,8 +265,14 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x_BTH: Tensor, layout: Layout, turn: Rotation, cache: Yuan2Cache | None) -> Tensor:
-        """One block; the cache, where there is one, grows by the call's tokens."""
-        h_BTH = x_BTH + self.self_attn(self.input_layernorm(x_BTH), layout, turn, cache, self.index)
+        """One block; the cache, where there is one, grows by the call's tokens.
+
+        Returns:
+            [B, T, H]; or [1, L, H] where the layout names the tokens that are read. Past attention no token
+            needs another one, so the rest is not computed for those that nobody reads.
+        """
+        attended = self.self_attn(self.input_layernorm(x_BTH), layout, turn, cache, self.index)
+        h_BTH = _read(x_BTH, layout.outputs_L) + attended
         output: Tensor = h_BTH + self.mlp(self.post_attention_layernorm(h_BTH))
         return output
 

@@ -20,14 +20,17 @@ class Layout:
     positions_BT: Tensor
     """Rotary positions; a single row where all rows are alike."""
     attention: AttentionPlan
-    starts_BT: Tensor | None = None
-    """True at a sequence's first token when it is not the row's: the filter does not look back from there."""
+    starts_S: Tensor | None = None
+    """Sequences' first tokens that are not their row's, among all tokens of the call's rows: the filter does not
+    look back from there."""
     last_B: Tensor | None = None
     """Column of each row's last real token, -1 where a row has none; None: the last column."""
     valid_BS: Tensor | None = None
     """False in the padding, the cache's columns included; None where there is none."""
     forks: Forks | None = None
     """Where sequences leave a beginning that they share with another one."""
+    outputs_L: Tensor | None = None
+    """For the last layer: the tokens, among all of the call's rows, whose outputs anyone reads; None: all."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,10 @@ def _padded(valid_BS: Tensor, past: int) -> Layout:
         # Padding at the right only: causality alone hides it from every real token.
         return Layout(columns_T.unsqueeze(0), AttentionPlan(), None, last_B, valid_BS)
     positions_BT = (valid_BS.cumsum(dim=1) - 1).clamp_min(0)[:, past:]
-    starts_BT = valid_BT.clone()
-    starts_BT[:, 0] = False
-    starts_BT[:, 1:] &= ~valid_BT[:, :-1]
+    border_BT = valid_BT.clone()
+    border_BT[:, 1:] &= ~valid_BT[:, :-1]
     mask_B1TS = AttentionPlan(_causal_and_valid(valid_BS, past))
-    return Layout(positions_BT, mask_B1TS, starts_BT, last_B, valid_BS)
+    return Layout(positions_BT, mask_B1TS, _inner(border_BT), last_B, valid_BS)
 
 
 def _causal_and_valid(valid_BS: Tensor, past: int) -> Tensor:
@@ -230,7 +232,6 @@ def _segments(firsts: Sequence[int], before: Sequence[int], end: int) -> list[Se
 
 
 def _inner(border_BT: Tensor) -> Tensor:
-    """Borders inside rows: what is before a row's first column is nothing in any case."""
-    starts_BT = border_BT.clone()
-    starts_BT[:, 0] = False
-    return starts_BT
+    """Places of the borders inside rows: what is before a row's first column is nothing in any case."""
+    places_S = border_BT.flatten().nonzero().flatten()
+    return places_S[places_S % border_BT.shape[1] > 0]

@@ -25,10 +25,15 @@ class LossSum(NamedTuple):
         return self.total / max(self.labelled, 1)
 
 
-def shifted_labels(labels_BT: Tensor, starts_BT: Tensor | None = None) -> Tensor:
-    """Label of what follows each token, [B, T]; that of a sequence's first token follows nothing: ignored."""
-    if starts_BT is not None:
-        labels_BT = labels_BT.masked_fill(starts_BT, IGNORED)
+def shifted_labels(labels_BT: Tensor, starts_S: Tensor | None = None) -> Tensor:
+    """Label of what follows each token, [B, T]; that of a sequence's first token follows nothing: ignored.
+
+    Args:
+        labels_BT: label of each token.
+        starts_S: first tokens inside rows, among all tokens of the rows.
+    """
+    if starts_S is not None:
+        labels_BT = labels_BT.flatten().index_fill(0, starts_S, IGNORED).view_as(labels_BT)
     ends_B1 = labels_BT.new_full((labels_BT.shape[0], 1), IGNORED)
     return torch.cat((labels_BT[:, 1:], ends_B1), dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -30,9 +30,9 @@ class Yuan2Output(CausalLMOutputWithPast):
 
 @dataclass
 class DecodedOutput(BaseModelOutputWithPast):
-    """transformers' output and where sequences begin inside a row (`Layout.starts_BT`)."""
+    """transformers' output and, given labels, the label of what follows each of its positions."""
 
-    starts: Tensor | None = None
+    next_ids: Tensor | None = None
 
 
 class Yuan2PreTrainedModel(PreTrainedModel):
@@ -86,22 +86,34 @@ class Yuan2Model(Yuan2PreTrainedModel):
         output_hidden_states: bool | None = None,
         document_ids: Tensor | None = None,
         previous_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        only_labelled: bool = False,
     ) -> DecodedOutput:
-        """Hidden states after the final norm, [B, T, H]; parameters as in `Yuan2ForCausalLM.forward`."""
+        """Hidden states after the final norm, [B, T, H]; parameters as in `Yuan2ForCausalLM.forward`.
+
+        With `only_labelled`, [1, L, H]: those alone that are scored against a label.
+        """
         x_BTH = self._embedded(input_ids, inputs_embeds)
+        tokens = x_BTH.shape[1]
         packed = document_ids is not None or previous_ids is not None
         cache = self._cache(past_key_values, use_cache, packed)
         layout = lay_out(x_BTH, cache, attention_mask, position_ids, document_ids, previous_ids)
-        x_BTH, inputs = self._through_layers(x_BTH, layout, cache)
+        next_BT, outputs_L = None, None
+        if labels is not None:
+            next_BT = shifted_labels(labels, layout.starts_S)
+        if next_BT is not None and only_labelled:
+            outputs_L = (next_BT.flatten() != IGNORED).nonzero().flatten()
+            next_BT = next_BT.flatten()[outputs_L].unsqueeze(0)
+        x_BTH, inputs = self._through_layers(x_BTH, layout, cache, outputs_L)
         if cache is not None:
-            cache.advance(x_BTH.shape[1], layout.valid_BS)
+            cache.advance(tokens, layout.valid_BS)
         x_BTH = self.norm(x_BTH)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return DecodedOutput(
             last_hidden_state=x_BTH,
             past_key_values=cache,
             hidden_states=(*inputs, x_BTH) if wanted else None,
-            starts=layout.starts_BT,
+            next_ids=next_BT,
         )
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -128,12 +140,14 @@ class Yuan2Model(Yuan2PreTrainedModel):
         return Yuan2Cache(len(self.layers)) if given is None and use_cache else given
 
     def _through_layers(
-        self, x_BTH: Tensor, layout: Layout, cache: Yuan2Cache | None
+        self, x_BTH: Tensor, layout: Layout, cache: Yuan2Cache | None, outputs_L: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         turn = rotation(layout.positions_BT, self.head_dim, x_BTH.dtype)
         inputs = []
         for index, layer in enumerate(self.layers):
             inputs.append(x_BTH)
+            if index == len(self.layers) - 1:
+                layout = replace(layout, outputs_L=outputs_L)
             if self.gradient_checkpointing and self.training and index % self.checkpoint_every == 0:
                 x_BTH = self._gradient_checkpointing_func(layer.__call__, x_BTH, layout, turn, cache)
             else:
@@ -197,6 +211,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             `Yuan2Output`, or a tuple of its set fields with `return_dict=False`.
         """
         _check_arguments(output_attentions, loss_reduction, logits_to_keep, labels, return_logits)
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         decoded = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -204,15 +219,16 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
+            output_hidden_states=states,
             document_ids=document_ids,
             previous_ids=previous_ids,
+            labels=labels,
+            only_labelled=not return_logits and not states,
         )
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:]) if return_logits else None
         loss = None
-        if labels is not None:
-            next_BT = shifted_labels(labels, decoded.starts)
-            loss = self._loss(decoded.last_hidden_state, logits, next_BT, loss_chunk)
+        if decoded.next_ids is not None:
+            loss = self._loss(decoded.last_hidden_state, logits, decoded.next_ids, loss_chunk)
         output = Yuan2Output(
             loss=None if loss is None else (loss.total if loss_reduction == "sum" else loss.mean()),
             logits=logits,

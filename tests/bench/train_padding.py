@@ -23,7 +23,7 @@ from tests.bench.trainer import Epoch, model_of, prepared, ratio, seconds, stepp
 from yuan2_trainer.data.order import epoch_order
 
 HIDDEN, LAYERS = 256, 6
-CHUNK = 16
+CHUNK = 32
 """Samples of a chunk, which is an optimizer step; the recipe's 128 would take minutes padded."""
 MICRO_BATCH = 4
 GOALS = {2048: 10.0, 1024: 5.0}

@@ -6,6 +6,7 @@ forward and both gradients, at the shapes of that step's micro batches and in it
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from tests.bench.prepare import inputs
 from tests.bench.report import Row, at_least, plain
 from tests.bench.trainer import Epoch, model_of, now, prepared, seconds, stepper_of, write_records
-from yuan2_model.flops import model_flops
+from yuan2_model.dimensions import EMBEDDING
+from yuan2_model.flops import learned_only, model_flops
 
 HIDDEN, LAYERS, LENGTH = 1024, 2, 2048
 BATCH = 16
@@ -74,10 +76,9 @@ def _rate(model: nn.Module, tokens: int, labelled: int, dtype: torch.dtype) -> f
 
 def shapes(model: nn.Module, tokens: int, labelled: int) -> list[tuple[int, int, int, int]]:
     """(inner, outer, how often, rows) of the model's matrices; a convolution is one over two tokens."""
-    counted: dict[tuple[int, int], int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and "layers." in name:
-            inner = parameter[0].numel()
-            counted[(inner, parameter.shape[0])] = counted.get((inner, parameter.shape[0]), 0) + 1
-    head = (*reversed(model.get_output_embeddings().weight.shape), 1, labelled)
-    return [*((*shape, count, tokens) for shape, count in counted.items()), head]
+    counted: Counter[tuple[int, int, int]] = Counter()
+    for name, parameter in model.state_dict().items():
+        if parameter.dim() > 1 and name != EMBEDDING:
+            learned = learned_only(name, model.config.num_hidden_layers)
+            counted[parameter[0].numel(), parameter.shape[0], labelled if learned else tokens] += 1
+    return [(inner, outer, count, rows) for (inner, outer, rows), count in counted.items()]

@@ -94,7 +94,7 @@ def test_logits_of_one_chunk_at_most_are_held(monkeypatch: pytest.MonkeyPatch) -
 
 def test_labels_shift_by_one_and_starts_are_not_learned() -> None:
     labels = torch.tensor([[1, 2, 3, 4]])
-    starts = torch.tensor([[False, False, True, False]])
+    starts = torch.tensor([2])
     assert shifted_labels(labels).tolist() == [[2, 3, 4, -100]]
     assert shifted_labels(labels, starts).tolist() == [[2, -100, 4, -100]]
 
@@ -114,6 +114,32 @@ def test_model_without_logits_has_the_loss_and_gradients_of_the_model_with(
         output.loss.backward()
         results.append((output.loss, output.labelled, [p.grad.clone() for p in model.parameters()]))
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_behind_the_last_attention_only_learned_tokens_are_computed(
+    model: Yuan2ForCausalLM, sequences: list[Tensor]
+) -> None:
+    ids = torch.stack([sequences[2], sequences[2].flip(0)])
+    labels = ids.masked_fill(ids < 30, -100)
+    seen: list[int] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda _module, _inputs, output: seen.append(output[..., 0].numel()))
+    learned = int((shifted_labels(labels) != -100).sum())
+    model(input_ids=ids, labels=labels, return_logits=False)
+    assert 0 < learned < ids.numel()
+    assert seen == [*[ids.numel()] * (len(model.model.layers) - 1), learned]
+    states = model(input_ids=ids, labels=labels, return_logits=False, output_hidden_states=True).hidden_states
+    assert {state.shape[:2] for state in states} == {ids.shape}
+
+
+def test_without_a_label_there_is_no_loss_and_no_gradient(
+    model: Yuan2ForCausalLM, sequences: list[Tensor]
+) -> None:
+    ids = sequences[2][None]
+    loss = model(input_ids=ids, labels=torch.full_like(ids, -100), return_logits=False).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
