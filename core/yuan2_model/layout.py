@@ -21,8 +21,8 @@ class Layout:
     """Rotary positions; a single row where all rows are alike."""
     attention: AttentionPlan
     starts_S: Tensor | None = None
-    """Sequences' first tokens that are not their row's, among all tokens of the call's rows: the filter does not
-    look back from there."""
+    """Sequences' first tokens that are not their row's, among all tokens of the call's rows: the filter does
+    not look back from there."""
     last_B: Tensor | None = None
     """Column of each row's last real token, -1 where a row has none; None: the last column."""
     valid_BS: Tensor | None = None
