@@ -132,11 +132,14 @@ class _Pair(torch.autograd.Function):
         previous, own = grad.unbind(dim=-1)
         x_grad = own.clone(memory_format=torch.contiguous_format)
         x_grad_MC, previous_MC = x_grad.flatten(0, 1), previous.flatten(0, 1)
-        ends_S = None if ctx.starts_S is None else ctx.starts_S - 1
-        alone_SC = None if ends_S is None else x_grad_MC.index_select(0, ends_S)
-        x_grad[:, :-1] += previous[:, 1:]
-        if alone_SC is not None:
-            x_grad_MC.index_copy_(0, ends_S, alone_SC)  # nothing follows a sequence's last token
+        if ctx.starts_S is None:
+            x_grad[:, :-1] += previous[:, 1:]
+        else:
+            # Nothing follows a sequence's last token: what is added to its gradient is taken back.
+            ends_S = ctx.starts_S - 1
+            alone_SC = x_grad_MC.index_select(0, ends_S)
+            x_grad[:, :-1] += previous[:, 1:]
+            x_grad_MC.index_copy_(0, ends_S, alone_SC)
         if ctx.forks is not None:
             x_grad_MC.index_add_(0, ctx.forks.before, previous_MC.index_select(0, ctx.forks.first))
         return x_grad, previous[:, :1].clone() if ctx.continues else None, None, None
