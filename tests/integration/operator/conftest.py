@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster import control_plane
 from tests.support.kubelet import FakeNode
 from tests.support.operator_process import Operator, service_account_kubeconfig
-
-__all__ = ["control_plane"]
-
 
 @pytest.fixture(scope="session")
 def node(control_plane: Any) -> Iterator[FakeNode]:

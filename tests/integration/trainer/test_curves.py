@@ -1,6 +1,8 @@
 """50 steps on fixed data and seed follow the stored losses: what was trained yesterday is trained today.
 
-`YUAN2_WRITE_CURVES=1` writes the curves anew; the change of each number then stands in the commit.
+`YUAN2_WRITE_CURVES=1` writes the curves anew; the change of each number then stands in the commit. Products of bf16
+differ in their last bit from one kind of processor to another, which 50 steps make large: QLoRA's curve names the
+kind that it is from, and another kind follows it less closely.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.training import losses
 from yuan2_trainer.methods import missing_package
@@ -37,6 +40,19 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def arithmetic() -> str:
+    """What bf16 is multiplied with here."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    found = sorted(flags & {"avx512_bf16", "amx_bf16", "avx10", "sve", "bf16"})
+    return " ".join([torch.__version__.partition("+")[0], torch.backends.cpu.get_cpu_capability(), *found])
+
+
+def tolerance(name: str) -> float:
+    """How far from the stored curve a loss may be here."""
+    recorded = CURVES / f"{name}.arithmetic"
+    return 1e-4 if not recorded.exists() or recorded.read_text().strip() == arithmetic() else 0.05
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_stored_curve_is_followed(trained: Train, name: str) -> None:
     if name == "qlora" and missing_package("bitsandbytes", (0, 46)):
@@ -46,10 +62,12 @@ def test_the_stored_curve_is_followed(trained: Train, name: str) -> None:
     if os.environ.get("YUAN2_WRITE_CURVES"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps([round(value, 6) for value in found]) + "\n")
+        if METHODS[name].get("precision") == "bf16":
+            path.with_suffix(".arithmetic").write_text(arithmetic() + "\n")
     expected = json.loads(path.read_text())
     assert len(found) == 50
     assert found[-1] < found[0] - 0.2
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert found == pytest.approx(expected, abs=tolerance(name))
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
