@@ -11,6 +11,7 @@ import pytest
 from tests.support.kubelet import FakeNode
 from tests.support.operator_process import Operator, service_account_kubeconfig
 
+
 @pytest.fixture(scope="session")
 def node(control_plane: Any) -> Iterator[FakeNode]:
     """A node whose kubelet is the test."""
