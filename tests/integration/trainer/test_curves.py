@@ -1,8 +1,8 @@
 """50 steps on fixed data and seed follow the stored losses: what was trained yesterday is trained today.
 
-`YUAN2_WRITE_CURVES=1` writes the curves anew; the change of each number then stands in the commit. Products of bf16
-differ in their last bit from one kind of processor to another, which 50 steps make large: QLoRA's curve names the
-kind that it is from, and another kind follows it less closely.
+`YUAN2_WRITE_CURVES=1` writes the curves anew; the change of each number then stands in the commit. Products
+of bf16 differ in their last bit from one kind of processor to another, which 50 steps enlarge: QLoRA's curve
+names the kind it is from, and another kind follows it less closely.
 """
 
 from __future__ import annotations
