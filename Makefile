@@ -78,9 +78,12 @@ format: $(VENV)/.ok ## Format the code
 lock: ## Resolve requirements/*.in into requirements/*.txt (versions and hashes)
 	scripts/lock.sh
 
-.PHONY: bench-path bench-prepare bench-train
+.PHONY: bench-data bench-path bench-prepare bench-train
 bench-path: $(VENV)/.ok ## Numbers of the whole path, to build/bench/path.json
 	$(PY) -m tests.bench.path
+
+bench-data: $(VENV)/.ok ## Memory for 0.8 million conversations, to build/bench/data.json
+	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.data
 
 bench-prepare: $(VENV)/.ok ## Preparation of data against FastChat's, to build/bench/prepare.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.prepare

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.many_conversations import SENTENCE, TURNS, write_conversations
 from tests.support.training import REPOSITORY
 from yuan2_core.tokenizer import train_tokenizer
 
 MEGABYTE = 1 << 20
 FEW = 7000
 """Conversations of a file that is just large enough for a second process."""
-SENTENCE = "wind that moves over the river brings rain to the fields of the north and snow in winter"
-WORDS = SENTENCE.split()
 PREPARE = """
 import resource, sys
 from pathlib import Path
@@ -32,18 +30,6 @@ print(prepared.samples, *peaks)
 """
 
 
-def write_conversations(path: Path, count: int) -> None:
-    """Of three turns, a kilobyte each, no two alike."""
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(count):
-            messages = []
-            for turn in range(6):
-                start = (number + 5 * turn) % len(WORDS)
-                text = f"{number} " + " ".join((WORDS[start:] + WORDS[:start]) * 2)
-                messages.append({"from": "gpt" if turn % 2 else "human", "value": text})
-            file.write(json.dumps({"id": str(number), "conversations": messages}) + "\n")
-
-
 def peaks(root: Path, count: int) -> tuple[int, int]:
     """Highest resident memory in bytes of the process that prepares, and of the largest one it started."""
     write_conversations(root / f"{count}.jsonl", count)
@@ -53,7 +39,7 @@ def peaks(root: Path, count: int) -> tuple[int, int]:
     words = subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert int(words[0]) == 3 * count
+    assert int(words[0]) == TURNS * count
     return 1024 * int(words[1]), 1024 * int(words[2])
 
 

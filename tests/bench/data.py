@@ -1,0 +1,108 @@
+"""`make bench-data`: as many conversations as BELLE has in several turns, prepared and read in training order.
+
+What is counted is memory of processes that no file stands behind (resident less shared, over the process and
+all that it started): the maps of prepared data are page cache, which the kernel takes back when it wants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from tests.bench.report import Row, at_most, plain, write
+from tests.support.many_conversations import SENTENCE, TURNS, write_conversations
+from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
+from yuan2_trainer.data.collate import collate
+from yuan2_trainer.data.order import epoch_order
+from yuan2_trainer.data.packing import cut_batch
+from yuan2_trainer.data.prepare import prepare
+from yuan2_trainer.data.store import SampleStore
+
+CONVERSATIONS = 800_000
+MAX_LENGTH = 2048
+BATCH, STEPS = 128, 500
+GOAL = 1500.0
+"""Megabytes a node."""
+
+
+def main() -> None:
+    """Measure and write build/bench/data.json; or, with a task, be what is measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--conversations", type=int, default=CONVERSATIONS, help="default %(default)s")
+    parser.add_argument("--task", choices=("prepare", "read"), help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task == "prepare":
+        _prepare(arguments.root)
+    elif arguments.task == "read":
+        _read(arguments.root)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            write("data", measure(Path(name), arguments.conversations))
+
+
+def measure(root: Path, count: int) -> list[Row]:
+    """Preparation, and reading as one rank does."""
+    train_tokenizer([SENTENCE], 400, root).save_pretrained(root)
+    write_conversations(root / "data.jsonl", count)
+    size = (root / "data.jsonl").stat().st_size / 1e6
+    prepared, seconds = _watched("prepare", root)
+    read, _ = _watched("read", root)
+    return [
+        plain(f"{count} conversations of {TURNS} turns", size, "MB"),
+        at_most("memory of their preparation, all processes", prepared, "MB", GOAL),
+        plain("  its time", seconds, "s"),
+        plain("  its samples", TURNS * count / seconds, "samples/s"),
+        at_most(f"memory of a rank's data over {STEPS} batches of {BATCH}", read, "MB", GOAL),
+    ]
+
+
+def _watched(task: str, root: Path) -> tuple[float, float]:
+    """Highest memory in MB of a task and what it starts, and its seconds."""
+    began, highest = time.perf_counter(), 0
+    command = [sys.executable, "-m", "tests.bench.data", "--task", task, "--root", str(root)]
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            highest = max(highest, _anonymous(psutil.Process(process.pid)))
+            time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return highest / 1e6, time.perf_counter() - began
+
+
+def _anonymous(parent: psutil.Process) -> int:
+    total = 0
+    for process in (parent, *parent.children(recursive=True)):
+        try:
+            memory = process.memory_info()
+        except psutil.NoSuchProcess:
+            continue
+        total += memory.rss - memory.shared
+    return total
+
+
+def _prepare(root: Path) -> None:
+    training = Training(max_length=MAX_LENGTH)
+    location = DatasetLocation(path=str(root / "data.jsonl"))
+    prepare(location, training, Yuan2Tokenizer.from_pretrained(root), root / "store", lambda: None)
+
+
+def _read(root: Path) -> None:
+    store = SampleStore.open(root / "store")
+    order = epoch_order(store.conversations, 42, 0)
+    for step in range(min(STEPS, len(order) // BATCH)):
+        batch = np.asarray(order[step * BATCH : (step + 1) * BATCH])
+        for rows in cut_batch(batch, store, 4, MAX_LENGTH, 1, packing=True):
+            collate(store, rows, 0, MAX_LENGTH)
+
+
+if __name__ == "__main__":
+    main()
