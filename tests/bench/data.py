@@ -1,4 +1,4 @@
-"""`make bench-data`: as many conversations as BELLE has in several turns, prepared and read in training order.
+"""`make bench-data`: as many conversations as BELLE has in several turns, prepared, and read for training.
 
 What is counted is memory of processes that no file stands behind (resident less shared, over the process and
 all that it started): the maps of prepared data are page cache, which the kernel takes back when it wants.
