@@ -3,66 +3,108 @@
 Same model, optimizer and engine, four sequences (ours: four rows at most) a micro batch, one optimizer step
 a chunk. FastChat's side is its `make_supervised_data_module` in the recommended lazy mode behind a
 DataLoader, and the model called as transformers' Trainer calls it; ours is cutting, packing and collating by
-the trainer's stepper. Both read the same conversations in the same order. A second measurement gives
-FastChat's batches our loss, which computes no logits where nothing is labelled, so that only the data differ.
+the trainer's stepper. Both read the same file, and each chunk has short and long samples as the epoch has
+them. Besides, FastChat's batches with our loss, which computes no logits where nothing is labelled, so that
+only the data differ; and questions without Alpaca's prompt around them.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from tests.bench.prepare import inputs, silent, templated
 from tests.bench.report import Row, at_least, plain
 from tests.bench.trainer import Epoch, model_of, prepared, ratio, seconds, stepper_of, write_records
-from yuan2_trainer.data.order import epoch_order
 
 HIDDEN, LAYERS = 256, 6
 CHUNK = 32
 """Samples of a chunk, which is an optimizer step; the recipe's 128 would take minutes padded."""
 MICRO_BATCH = 4
 GOALS = {2048: 10.0, 1024: 5.0}
+Turns = list[dict[str, str]]
 
 
 def measure(root: Path, pairs: int) -> list[Row]:
-    """Both lengths, one after the other."""
-    return [row for length in GOALS for row in _measure_length(root / str(length), length, pairs)]
+    """Both lengths with Alpaca's prompt, and both without."""
+    model, records, _ = inputs(root)
+    rows = []
+    for length, goal in GOALS.items():
+        sides = _Sides(root / f"prompt-{length}", model, templated(records), length)
+        gain = ratio(sides.times(pairs, logits=True))
+        fair = ratio(sides.times(pairs, logits=False))
+        rows += [
+            plain(f"epoch of Alpaca at {length}, ours", sides.rate(), "samples/s"),
+            at_least(f"epoch of Alpaca at {length}, times FastChat's data path", gain, "x", goal),
+            plain(f"  the same, FastChat's batches with our loss ({length})", fair, "x"),
+        ]
+    for length, goal in GOALS.items():
+        sides = _Sides(root / f"bare-{length}", model, bare(records), length)
+        gain = ratio(sides.times(pairs, logits=True))
+        rows.append(at_least(f"  the same, without Alpaca's prompt ({length})", gain, "x", goal))
+    return rows
 
 
-def _measure_length(root: Path, length: int, pairs: int) -> list[Row]:
-    root.mkdir()
-    model_directory, records, _ = inputs(root)
-    turns = templated(records)
-    ours = prepared(write_records(root / "alpaca.json", records), model_directory, root / "store", length)
-    stepper = stepper_of(model_of(HIDDEN, LAYERS), ours, root, length)
-    Epoch(stepper, CHUNK).step()  # allocations and DeepSpeed's first step
-    # From the beginning, as FastChat's side: both sides of a pair take the same samples.
-    epoch = Epoch(stepper, CHUNK)
-    order = epoch_order(ours.store.conversations, 42, 0).tolist()
-    theirs = _fastchat_batches(root, model_directory, turns, length, order)
-    padded, fair = [], []
-    for _ in range(pairs):
-        own = seconds(epoch.step)
-        padded.append((seconds(lambda: _step(stepper.engine, theirs, logits=True)), own))
-        fair.append((seconds(lambda: _step(stepper.engine, theirs, logits=False)), seconds(epoch.step)))
-    own = sorted(second for _, second in [*padded, *fair])[len(padded)]
-    gain = ratio(padded)
+def bare(records: Turns) -> Turns:
+    """Records with no more than their input behind the instruction."""
     return [
-        plain(f"epoch of Alpaca at {length}, ours", CHUNK / own, "samples/s"),
-        at_least(f"epoch of Alpaca at {length}, times FastChat's data path", gain, "x", GOALS[length]),
-        plain(f"  the same, FastChat's batches with our loss ({length})", ratio(fair), "x"),
+        {"instruction": "\n".join(filter(None, (one["instruction"], one["input"]))), "output": one["output"]}
+        for one in records
     ]
 
 
-def _fastchat_batches(
-    root: Path, model: Path, turns: list[dict[str, str]], length: int, order: list[int]
-) -> Iterator[dict[str, Any]]:
-    """FastChat's batches of an epoch in our order, again and again."""
+class _Sides:
+    """Both sides over the same conversations, ready to go."""
+
+    def __init__(self, root: Path, model: Path, turns: Turns, length: int) -> None:
+        root.mkdir()
+        path = write_records(root / "data.json", [_record(turn) for turn in turns])
+        ours = prepared(path, model, root / "store", length)
+        stepper = stepper_of(model_of(HIDDEN, LAYERS), ours, root, length)
+        order = representative(ours.store.lengths)
+        Epoch(stepper, CHUNK, order).step()  # allocations and DeepSpeed's first step
+        self._epoch = Epoch(stepper, CHUNK, order)
+        self._theirs = _fastchat_batches(path, model, length, order.tolist())
+        self._own: list[float] = []
+
+    def times(self, pairs: int, logits: bool) -> list[tuple[float, float]]:
+        """Seconds of FastChat's side and of ours, for the same chunks."""
+        found, engine = [], self._epoch.stepper.engine
+        for _ in range(pairs):
+            own = seconds(self._epoch.step)
+            self._own.append(own)
+            found.append((seconds(lambda: _step(engine, self._theirs, logits)), own))
+        return found
+
+    def rate(self) -> float:
+        """Our samples a second."""
+        return CHUNK / statistics.median(self._own)
+
+
+def representative(lengths: np.ndarray) -> np.ndarray:
+    """All samples (but a chunk's remainder) in chunks that each have every length in its proportion."""
+    chunks = len(lengths) // CHUNK
+    by_length = np.argsort(lengths, kind="stable")
+    places = np.linspace(0, len(lengths) - 1, chunks * CHUNK).round().astype(int)
+    ranked = by_length[places].reshape(CHUNK, chunks)
+    ranked[1::2] = ranked[1::2, ::-1].copy()  # there and back, so that no chunk has the longer one each time
+    return ranked.T.ravel()
+
+
+def _record(turn: dict[str, str]) -> dict[str, Any]:
+    messages = [("human", turn["instruction"]), ("gpt", turn["output"])]
+    return {"id": "", "conversations": [{"from": who, "value": text} for who, text in messages]}
+
+
+def _fastchat_batches(path: Path, model: Path, length: int, order: list[int]) -> Iterator[dict[str, Any]]:
+    """FastChat's batches of a file in our order, again and again."""
     from fastchat.train import train_yuan2
     from transformers import LlamaTokenizer, default_data_collator
 
@@ -72,17 +114,8 @@ def _fastchat_batches(
     tokenizer.model_max_length = length
     tokenizer.pad_token = tokenizer.unk_token
     tokenizer.add_tokens(["<eod>", "<sep>", "<pad>"], special_tokens=True)
-    records = [
-        {
-            "conversations": [
-                {"from": "human", "value": one["instruction"]},
-                {"from": "gpt", "value": one["output"]},
-            ]
-        }
-        for one in turns
-    ]
     arguments = SimpleNamespace(
-        data_path=str(write_records(root / "fastchat.json", records)),
+        data_path=str(path),
         eval_data_path=None,
         lazy_preprocess=True,
         last_response_loss=False,

@@ -51,10 +51,8 @@ def _measure(root: Path, model: Path, records: Path, name: str, pairs: int) -> l
     ours = prepared(records, model, root / "store", LENGTH, loss="split_example")
     stepper = stepper_of(model_of(HIDDEN, LAYERS), ours, root, LENGTH)
     shared = Epoch(stepper, BATCH)
-    alone = Epoch(
-        stepper.over(replace(ours.store, conversations=np.arange(len(ours.store), dtype=np.int32))), BATCH
-    )
-    alone._order = shared._order
+    strangers = replace(ours.store, conversations=np.arange(len(ours.store), dtype=np.int32))
+    alone = Epoch(stepper.over(strangers), BATCH, shared.order)
     shared.step()
     times = []
     for _ in range(pairs):

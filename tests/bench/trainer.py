@@ -120,20 +120,20 @@ def job_of(root: Path, max_length: int, precision: str) -> TrainJob:
 
 
 class Epoch:
-    """Batches of an epoch's order, one after the other, from the beginning again at its end."""
+    """Batches of an epoch's order (or another one), one after the other, again and again."""
 
-    def __init__(self, stepper: Stepper, size: int) -> None:
+    def __init__(self, stepper: Stepper, size: int, order: np.ndarray | None = None) -> None:
         self.stepper = stepper
         self.size = size
-        self._order = epoch_order(stepper.store.conversations, 42, 0)
+        self.order = epoch_order(stepper.store.conversations, 42, 0) if order is None else order
         self._next = 0
 
     def batch(self) -> np.ndarray:
         """The samples of the next batch."""
-        if self._next + self.size > len(self._order):
+        if self._next + self.size > len(self.order):
             self._next = 0
         self._next += self.size
-        return self._order[self._next - self.size : self._next]
+        return self.order[self._next - self.size : self._next]
 
     def step(self) -> StepResult:
         """One optimizer step over the next batch."""
