@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yuan2_model.dimensions import Shape
 from yuan2_model.errors import ModelFilesError
-from yuan2_model.files import TensorFact
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _ZIP_MAGIC = b"PK"
 
 
-def read_bin_header(path: Path) -> dict[str, TensorFact]:
-    """Names, shapes and types in one file; the numbers stay on disk."""
-    tensors = _load(path, device="meta")
+def read_bin_header(path: Path) -> dict[str, tuple[Shape, str]]:
+    """Shape and type (as safetensors calls it) of each tensor in one file; the numbers stay on disk."""
     return {
-        name: TensorFact(path.name, tuple(tensor.shape), _NAMES.get(tensor.dtype, str(tensor.dtype)))
-        for name, tensor in tensors.items()
+        name: (tuple(tensor.shape), _NAMES.get(tensor.dtype, str(tensor.dtype)))
+        for name, tensor in _load(path, device="meta").items()
     }
 
 

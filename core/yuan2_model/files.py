@@ -138,7 +138,8 @@ def _read_header(path: Path) -> dict[str, TensorFact]:
         return read_safetensors_header(path)
     from yuan2_model.bins import read_bin_header
 
-    return read_bin_header(path)
+    header = read_bin_header(path)
+    return {name: TensorFact(path.name, shape, dtype) for name, (shape, dtype) in header.items()}
 
 
 def read_safetensors_header(path: Path) -> dict[str, TensorFact]:
