@@ -91,24 +91,24 @@ class Yuan2Model(Yuan2PreTrainedModel):
     ) -> DecodedOutput:
         """Hidden states after the final norm, [B, T, H]; parameters as in `Yuan2ForCausalLM.forward`.
 
-        With `only_labelled`, [1, L, H]: those alone that are scored against a label.
+        With `only_labelled`, [1, L, H]: those alone that are scored against a label; unless hidden states are
+        asked for, which are of all tokens.
         """
         x_BTH = self._embedded(input_ids, inputs_embeds)
         tokens = x_BTH.shape[1]
         packed = document_ids is not None or previous_ids is not None
         cache = self._cache(past_key_values, use_cache, packed)
         layout = lay_out(x_BTH, cache, attention_mask, position_ids, document_ids, previous_ids)
-        next_BT, outputs_L = None, None
-        if labels is not None:
-            next_BT = shifted_labels(labels, layout.starts_S)
-        if next_BT is not None and only_labelled:
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        next_BT = None if labels is None else shifted_labels(labels, layout.starts_S)
+        outputs_L = None
+        if next_BT is not None and only_labelled and not wanted:
             outputs_L = (next_BT.flatten() != IGNORED).nonzero().flatten()
             next_BT = next_BT.flatten()[outputs_L].unsqueeze(0)
         x_BTH, inputs = self._through_layers(x_BTH, layout, cache, outputs_L)
         if cache is not None:
             cache.advance(tokens, layout.valid_BS)
         x_BTH = self.norm(x_BTH)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return DecodedOutput(
             last_hidden_state=x_BTH,
             past_key_values=cache,
@@ -211,7 +211,6 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             `Yuan2Output`, or a tuple of its set fields with `return_dict=False`.
         """
         _check_arguments(output_attentions, loss_reduction, logits_to_keep, labels, return_logits)
-        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         decoded = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -219,11 +218,11 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_hidden_states=states,
+            output_hidden_states=output_hidden_states,
             document_ids=document_ids,
             previous_ids=previous_ids,
             labels=labels,
-            only_labelled=not return_logits and not states,
+            only_labelled=not return_logits,
         )
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:]) if return_logits else None
         loss = None
