@@ -89,6 +89,7 @@ def _anonymous(parent: psutil.Process) -> int:
     return total
 
 
+# No helper of tests.bench.trainer here: it brings torch, whose memory is not that of data.
 def _prepare(root: Path) -> None:
     training = Training(max_length=MAX_LENGTH)
     location = DatasetLocation(path=str(root / "data.jsonl"))

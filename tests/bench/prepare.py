@@ -15,7 +15,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,25 +139,35 @@ def shuffled(records: list[dict[str, str]], copies: int) -> list[dict[str, str]]
 
 
 def fastchat(model: Path, records: list[dict[str, str]]) -> Callable[[], Any]:
-    """FastChat's preprocess over all records, as its recipe calls it, with its prints silenced."""
+    """FastChat's preprocess over all records, as its recipe calls it."""
+    train_yuan2, tokenizer = fastchat_recipe(model, MAX_LENGTH)
+    sources = [record([(one["instruction"], one["output"])])["conversations"] for one in templated(records)]
+    arguments = SimpleNamespace(last_response_loss=False, split_example_loss=True, efficient_loss=False)
+    return lambda: train_yuan2.preprocess(sources, tokenizer, arguments)
+
+
+def fastchat_recipe(model: Path, max_length: int) -> tuple[Any, Any]:
+    """FastChat's module `train_yuan2`, its prints silenced, and the slow tokenizer as it sets that up."""
     from fastchat.train import train_yuan2
     from transformers import LlamaTokenizer
 
     tokenizer = LlamaTokenizer(
         str(model / "tokenizer.model"), add_bos_token=False, add_eos_token=False, legacy=True
     )
-    tokenizer.model_max_length = MAX_LENGTH
+    tokenizer.model_max_length = max_length
     tokenizer.pad_token = tokenizer.unk_token
     tokenizer.add_tokens(["<eod>", "<sep>", "<pad>"], special_tokens=True)
-    sources = [
-        [{"from": "human", "value": one["instruction"]}, {"from": "gpt", "value": one["output"]}]
-        for one in templated(records)
-    ]
-    arguments = SimpleNamespace(last_response_loss=False, split_example_loss=True, efficient_loss=False)
-
     # It prints all conversations for each one of them, which would take most of the time.
     vars(train_yuan2).update(print=silent, rank0_print=silent)
-    return lambda: train_yuan2.preprocess(sources, tokenizer, arguments)
+    return train_yuan2, tokenizer
+
+
+def record(turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A FastChat record of questions and answers."""
+    messages = []
+    for question, answer in turns:
+        messages += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": "", "conversations": messages}
 
 
 def silent(*_: object) -> None:

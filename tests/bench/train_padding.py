@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from tests.bench.prepare import inputs, silent, templated
+from tests.bench.prepare import fastchat_recipe, inputs, record, templated
 from tests.bench.report import Row, at_least, plain
 from tests.bench.trainer import Epoch, model_of, prepared, ratio, seconds, stepper_of, write_records
 
@@ -65,7 +65,8 @@ class _Sides:
 
     def __init__(self, root: Path, model: Path, turns: Turns, length: int) -> None:
         root.mkdir()
-        path = write_records(root / "data.json", [_record(turn) for turn in turns])
+        records = [record([(turn["instruction"], turn["output"])]) for turn in turns]
+        path = write_records(root / "data.json", records)
         ours = prepared(path, model, root / "store", length)
         stepper = stepper_of(model_of(HIDDEN, LAYERS), ours, root, length)
         order = representative(ours.store.lengths)
@@ -98,22 +99,11 @@ def representative(lengths: np.ndarray) -> np.ndarray:
     return ranked.T.ravel()
 
 
-def _record(turn: dict[str, str]) -> dict[str, Any]:
-    messages = [("human", turn["instruction"]), ("gpt", turn["output"])]
-    return {"id": "", "conversations": [{"from": who, "value": text} for who, text in messages]}
-
-
 def _fastchat_batches(path: Path, model: Path, length: int, order: list[int]) -> Iterator[dict[str, Any]]:
     """FastChat's batches of a file in our order, again and again."""
-    from fastchat.train import train_yuan2
-    from transformers import LlamaTokenizer, default_data_collator
+    from transformers import default_data_collator
 
-    tokenizer = LlamaTokenizer(
-        str(model / "tokenizer.model"), add_bos_token=False, add_eos_token=False, legacy=True
-    )
-    tokenizer.model_max_length = length
-    tokenizer.pad_token = tokenizer.unk_token
-    tokenizer.add_tokens(["<eod>", "<sep>", "<pad>"], special_tokens=True)
+    train_yuan2, tokenizer = fastchat_recipe(model, length)
     arguments = SimpleNamespace(
         data_path=str(path),
         eval_data_path=None,
@@ -122,8 +112,6 @@ def _fastchat_batches(path: Path, model: Path, length: int, order: list[int]) ->
         split_example_loss=True,
         efficient_loss=False,
     )
-    # It prints all conversations for each one of them.
-    vars(train_yuan2).update(print=silent, rank0_print=silent)
     data = train_yuan2.make_supervised_data_module(tokenizer, arguments)["train_dataset"]
     loader = DataLoader(Subset(data, order), MICRO_BATCH, collate_fn=default_data_collator)
     while True:

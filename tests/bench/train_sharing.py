@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tests.bench.prepare import TURNS, inputs
+from tests.bench.prepare import TURNS, inputs, record
 from tests.bench.report import Row, plain
 from tests.bench.trainer import Epoch, model_of, prepared, ratio, seconds, stepper_of, write_records
 from yuan2_core.formats import load_conversations
@@ -37,14 +36,6 @@ def measure(root: Path, pairs: int) -> list[Row]:
         records = write_records(folder / "data.json", [record(one) for one in conversations])
         rows += _measure(folder, model_directory, records, name, pairs)
     return rows
-
-
-def record(turns: list[tuple[str, str]]) -> dict[str, Any]:
-    """A FastChat record."""
-    messages = []
-    for question, answer in turns:
-        messages += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": "", "conversations": messages}
 
 
 def _measure(root: Path, model: Path, records: Path, name: str, pairs: int) -> list[Row]:
