@@ -14,7 +14,8 @@ from pathlib import Path
 from tests.bench.prepare import inputs
 from tests.bench.report import Row, at_most, plain
 from tests.bench.trainer import RATE, Epoch, model_of, prepared, seconds, stepper_of, write_records
-from yuan2_trainer.checkpoint import Checkpoints, start_optimizer
+from yuan2_trainer.checkpoint.checkpoints import Checkpoints
+from yuan2_trainer.checkpoint.restoring import start_optimizer
 from yuan2_trainer.data.order import Position
 
 HIDDEN, LAYERS, LENGTH = 512, 4, 1024

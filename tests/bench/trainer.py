@@ -27,8 +27,8 @@ from yuan2_model import Yuan2Config, Yuan2ForCausalLM, random_model
 from yuan2_trainer.data.order import epoch_order
 from yuan2_trainer.data.prepare import prepare
 from yuan2_trainer.data.store import SampleStore
-from yuan2_trainer.deepspeed import build_engine, prepare_environment
-from yuan2_trainer.step import Stepper, StepResult
+from yuan2_trainer.model.deepspeed import build_engine, prepare_environment
+from yuan2_trainer.train.step import Stepper, StepResult
 
 VOCABULARY = 4096
 RATE = 1e-5

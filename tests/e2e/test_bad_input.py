@@ -16,7 +16,7 @@ from tests.support.cluster import TestCluster
 from tests.support.journey import Namespace, finetune, namespace, source
 from tests.support.training import conversations, write_data, write_model
 from tests.support.waiting import wait_for
-from yuan2_trainer.manifest import complete_checkpoints
+from yuan2_trainer.checkpoint.manifest import complete_checkpoints
 
 SECONDS = 180.0
 

@@ -28,7 +28,7 @@ from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.constants import KIND_FINETUNE
 from yuan2_operator.plan.finetune import train_job
 from yuan2_operator.plan.owner import Owner
-from yuan2_trainer.deepspeed import engine_config
+from yuan2_trainer.model.deepspeed import engine_config
 
 HERE = Path(__file__).parent / "recipe"
 ROWS: list[dict[str, Any]] = json.loads((HERE / "measured.json").read_text(encoding="utf-8"))["rows"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import yuan2_trainer.export
+import yuan2_trainer.checkpoint.export
 import yuan2_trainer.fastchat.process
-import yuan2_trainer.loading
-import yuan2_trainer.loop
 import yuan2_trainer.rank
+import yuan2_trainer.train.engine
+import yuan2_trainer.train.loop
 
 __all__ = ["yuan2_trainer"]

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tests.support.ports import free_port
 from yuan2_core.contract import TrainJob
-from yuan2_trainer.outcome import Outcome
-from yuan2_trainer.preflight import check_job
-from yuan2_trainer.workspace import Workspace, replace
+from yuan2_trainer.pod.outcome import Outcome
+from yuan2_trainer.pod.preflight import check_job
+from yuan2_trainer.pod.workspace import Workspace, replace
 
 _ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 _RANK = "yuan2_trainer.rank"

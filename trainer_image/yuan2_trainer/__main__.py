@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from yuan2_core.contract import JOB_FILE, TERMINATION_LOG
-from yuan2_trainer.launcher import run
-from yuan2_trainer.logs import configure_logging
+from yuan2_trainer.pod.launcher import run
+from yuan2_trainer.pod.logs import configure_logging
 
 
 def main(arguments: list[str] | None = None) -> int:

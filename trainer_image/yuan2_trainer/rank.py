@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.data.prepare import Prepared, discard_cache
-from yuan2_trainer.deepspeed import prepare_environment, without_shared_memory_op
-from yuan2_trainer.ending import leave, settle
-from yuan2_trainer.host_memory import keep_freed_memory
-from yuan2_trainer.logs import configure_logging
-from yuan2_trainer.outcome import JobError
-from yuan2_trainer.parent import die_with_parent
-from yuan2_trainer.workspace import Workspace, read_text, replace
+from yuan2_trainer.model.deepspeed import prepare_environment, without_shared_memory_op
+from yuan2_trainer.pod.ending import leave, settle
+from yuan2_trainer.pod.host_memory import keep_freed_memory
+from yuan2_trainer.pod.logs import configure_logging
+from yuan2_trainer.pod.outcome import JobError
+from yuan2_trainer.pod.parent import die_with_parent
+from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 
 if TYPE_CHECKING:
     from yuan2_trainer.data.order import Position
-    from yuan2_trainer.loop import Loop
+    from yuan2_trainer.train.loop import Loop
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """Longer than rank 0 takes to export a model; a rank that died is noticed by its closed connection, not by
@@ -54,9 +54,9 @@ def train(workspace: Workspace) -> str:
 
     import torch.distributed as dist
 
-    from yuan2_trainer.export import export_model
-    from yuan2_trainer.identity import run_identity
-    from yuan2_trainer.record import completed_step, make_record, write_record
+    from yuan2_trainer.checkpoint.export import export_model
+    from yuan2_trainer.reporting.run_record import completed_step, make_record, write_record
+    from yuan2_trainer.train.identity import run_identity
 
     identity = run_identity(job, prepared.fingerprint, prepared.eval_fingerprint)
     done = completed_step(job, identity)
@@ -148,17 +148,17 @@ def build_loop(
     import torch.distributed as dist
 
     from yuan2_model.dimensions import read_dimensions
-    from yuan2_trainer.checkpoint import Checkpoints
+    from yuan2_trainer.checkpoint.checkpoints import Checkpoints
     from yuan2_trainer.data.holdout import training_samples
     from yuan2_trainer.data.order import Course, Position
     from yuan2_trainer.data.store import SampleStore
-    from yuan2_trainer.judging import build_judge
-    from yuan2_trainer.loading import load_engine
-    from yuan2_trainer.loop import Loop, world_batch
-    from yuan2_trainer.mfu import Meter
-    from yuan2_trainer.recording import Recording
-    from yuan2_trainer.step import Stepper
-    from yuan2_trainer.stopping import Vote
+    from yuan2_trainer.evaluation.judging import build_judge
+    from yuan2_trainer.pod.stopping import Vote
+    from yuan2_trainer.reporting.mfu import Meter
+    from yuan2_trainer.reporting.step_log import Recording
+    from yuan2_trainer.train.engine import load_engine
+    from yuan2_trainer.train.loop import Loop, world_batch
+    from yuan2_trainer.train.step import Stepper
 
     output = Path(job.output)
     checkpoints = Checkpoints(output / "checkpoints", job.checkpoint.keep, _LOG.warning)
@@ -201,7 +201,7 @@ def build_loop(
 
 
 def _tracker(workspace: Workspace, prepared: Prepared, position: Position, total: int, resumed: bool) -> Any:
-    from yuan2_trainer.progress import Tracker
+    from yuan2_trainer.reporting.progress import Tracker
 
     tracker = Tracker(workspace)
     tracker.update(
@@ -219,7 +219,7 @@ def _tracker(workspace: Workspace, prepared: Prepared, position: Position, total
 
 
 def _refuse_another_run(before: dict[str, Any], now: dict[str, Any], directory: Path) -> None:
-    from yuan2_trainer.identity import differences
+    from yuan2_trainer.train.identity import differences
 
     changed = differences(before, now)
     if changed:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.support.training import losses
-from yuan2_trainer.methods import missing_package
+from yuan2_trainer.model.methods import missing_package
 
 Train = Callable[..., Path]
 CURVES = Path(__file__).resolve().parents[2] / "golden" / "curves"

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tests.integration.trainer.test_methods import LORA, QLORA, needs_4_bits
 from tests.support.ranks import run_ranks, start_ranks
 from tests.support.training import losses, make_job, metrics, write_data
-from yuan2_trainer.manifest import checkpoint_name, open_checkpoint
-from yuan2_trainer.progress import read_snapshot
-from yuan2_trainer.shards import ShardReader
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.checkpoint.manifest import checkpoint_name, open_checkpoint
+from yuan2_trainer.checkpoint.shards import ShardReader
+from yuan2_trainer.pod.workspace import Workspace
+from yuan2_trainer.reporting.progress import read_snapshot
 
 Train = Callable[..., Path]
 HELD_OUT: dict[str, Any] = {"eval_fraction": 0.3, "evaluation": {"every_steps": 3, "sample_answers": 3}}
@@ -146,7 +146,7 @@ def test_held_out_conversations_are_not_trained_on(trained: Train, reference: Pa
 def test_sample_answers_are_what_generate_gives(reference: Path, inputs: tuple[Path, Path]) -> None:
     from yuan2_core.tokenizer import Yuan2Tokenizer
     from yuan2_model import Yuan2ForCausalLM
-    from yuan2_trainer.samples import ANSWER_TOKENS
+    from yuan2_trainer.evaluation.samples import ANSWER_TOKENS
 
     tokenizer = Yuan2Tokenizer.from_pretrained(inputs[0])
     assert [row["step"] for row in samples(reference)] == [0, 0, 0, 8, 8, 8]

@@ -20,7 +20,7 @@ from tests.support.ports import free_port
 from tests.support.ranks import run_processes, start_processes, train
 from tests.support.training import REPOSITORY, losses, metrics
 from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS
-from yuan2_trainer.launcher import load_job
+from yuan2_trainer.pod.launcher import load_job
 
 Train = Callable[..., Path]
 MODULE = "yuan2_trainer.fastchat.process"

@@ -12,9 +12,9 @@ import pytest
 
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job
-from yuan2_trainer.outcome import OutputFullError
-from yuan2_trainer.preflight import check_job
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.pod.outcome import OutputFullError
+from yuan2_trainer.pod.preflight import check_job
+from yuan2_trainer.pod.workspace import Workspace
 
 MEGABYTE = 1 << 20
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job, metrics
 from yuan2_core.contract import LoRA
-from yuan2_trainer.methods import BITSANDBYTES_FOR_CPU, missing_package
+from yuan2_trainer.model.methods import BITSANDBYTES_FOR_CPU, missing_package
 
 Train = Callable[..., Path]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -115,7 +115,7 @@ def test_the_merged_model_is_base_and_adapter(
 
 
 def _as_its_4_bits(model: Any, directory: Path) -> None:
-    from yuan2_trainer.quantised import dequantised, load_quantised
+    from yuan2_trainer.model.quantised import dequantised, load_quantised
 
     quantised = dict(load_quantised(directory, torch.device("cpu")).named_parameters())
     for name, parameter in model.named_parameters():
@@ -126,7 +126,7 @@ def _as_its_4_bits(model: Any, directory: Path) -> None:
 def test_qlora_learns_beside_weights_of_4_bits(trained: Train, inputs: tuple[Path, Path]) -> None:
     from bitsandbytes.nn import Params4bit
 
-    from yuan2_trainer.loading import load_for_training
+    from yuan2_trainer.model.loading import load_for_training
 
     found = losses(trained(**QLORA))
     assert found[-1] < found[0] - 0.1

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.ranks import train
 from tests.support.training import losses, metrics
-from yuan2_trainer.launcher import load_job
+from yuan2_trainer.pod.launcher import load_job
 
 Train = Callable[..., Path]
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job, metrics
 from yuan2_core.contract import TrainJob
-from yuan2_trainer.progress import read_snapshot
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.pod.workspace import Workspace
+from yuan2_trainer.reporting.progress import read_snapshot
 
 Train = Callable[..., Path]
 BASE = {"micro_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "every_steps": 2, "stage": 2}

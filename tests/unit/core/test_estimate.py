@@ -159,7 +159,7 @@ def test_a_chunked_loss_saves_the_logits_of_long_micro_batches() -> None:
 
 def test_the_constants_are_those_of_our_own_code() -> None:
     from yuan2_model import loss
-    from yuan2_trainer.deepspeed import ZERO_2, ZERO_3
+    from yuan2_trainer.model.deepspeed import ZERO_2, ZERO_3
 
     assert loss._CHUNK_LOGITS == LOSS_CHUNK
     assert ZERO_2["reduce_bucket_size"] == ZERO_3["reduce_bucket_size"] == BUCKET

@@ -11,12 +11,12 @@ import pytest
 from tests.support.training import make_job
 from yuan2_core.contract import DeepSpeed, Launch, LoRA, Training, TrainJob
 from yuan2_model.dimensions import Dimensions
-from yuan2_trainer.deepspeed import engine_config, merged
-from yuan2_trainer.export import export_directories
-from yuan2_trainer.methods import check_method, missing_package, trainable_parameters
-from yuan2_trainer.outcome import JobError
-from yuan2_trainer.record import completed_step
-from yuan2_trainer.schedule import warmup_of
+from yuan2_trainer.checkpoint.export import export_directories
+from yuan2_trainer.model.deepspeed import engine_config, merged
+from yuan2_trainer.model.methods import check_method, missing_package, trainable_parameters
+from yuan2_trainer.pod.outcome import JobError
+from yuan2_trainer.reporting.run_record import completed_step
+from yuan2_trainer.train.schedule import warmup_of
 
 QLORA = {"qlora": {}}
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -108,7 +108,7 @@ def test_fp16_is_refused_with_the_reason() -> None:
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_the_count_of_trainable_numbers_is_that_of_peft(dora: bool) -> None:
-    from yuan2_trainer.adapters import add_adapter
+    from yuan2_trainer.model.adapters import add_adapter
 
     model = tiny_model()
     adapter = LoRA(r=4, target_modules=ALL, dora=dora)  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def test_a_saved_adapter_loads_with_peft_and_equals_the_merged_weights(
 
     from yuan2_model import save_model
     from yuan2_model.adapters import with_adapter
-    from yuan2_trainer.adapters import add_adapter, merged_weights, save_adapter
+    from yuan2_trainer.model.adapters import add_adapter, merged_weights, save_adapter
 
     model, adapter = tiny_model(), LoRA(target_modules=ALL, **kind)  # type: ignore[arg-type]
     add_adapter(model, adapter, "/base")

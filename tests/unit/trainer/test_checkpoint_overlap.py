@@ -17,15 +17,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from yuan2_trainer import checkpoint, snapshot
-from yuan2_trainer.background import Background
-from yuan2_trainer.checkpoint import Checkpoints
+from yuan2_trainer.checkpoint import checkpoints as checkpoint
+from yuan2_trainer.checkpoint import snapshot
+from yuan2_trainer.checkpoint.background import Background
+from yuan2_trainer.checkpoint.checkpoints import Checkpoints
+from yuan2_trainer.checkpoint.fragments import Fragment
+from yuan2_trainer.checkpoint.shards import ShardReader
+from yuan2_trainer.checkpoint.snapshot import HostCopy
 from yuan2_trainer.data.order import Position
-from yuan2_trainer.fragments import Fragment
-from yuan2_trainer.host_memory import available_bytes
-from yuan2_trainer.outcome import OutputFullError
-from yuan2_trainer.shards import ShardReader
-from yuan2_trainer.snapshot import HostCopy
+from yuan2_trainer.pod.host_memory import available_bytes
+from yuan2_trainer.pod.outcome import OutputFullError
 
 FACTS = {"total_steps": 9, "stage": 0, "identity": {}}
 
@@ -189,7 +190,7 @@ def test_free_memory_is_the_machines_or_what_the_limit_leaves(
 def test_memory_that_was_freed_is_not_asked_of_the_kernel_again() -> None:
     code = """
 import resource
-from yuan2_trainer.host_memory import keep_freed_memory
+from yuan2_trainer.pod.host_memory import keep_freed_memory
 assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,10 +9,10 @@ import pytest
 from tests.support.training import make_job
 from yuan2_core.contract import Launch, Training, TrainJob
 from yuan2_core.processors import available_cpus, threads_per_process
-from yuan2_trainer.deepspeed import engine_config, parameter_groups
-from yuan2_trainer.identity import differences, run_identity
-from yuan2_trainer.launcher import node_rank, torchrun_options
-from yuan2_trainer.outcome import JobError
+from yuan2_trainer.model.deepspeed import engine_config, parameter_groups
+from yuan2_trainer.pod.launcher import node_rank, torchrun_options
+from yuan2_trainer.pod.outcome import JobError
+from yuan2_trainer.train.identity import differences, run_identity
 
 POD = {
     "MASTER_ADDR": "tiny-1-0.tiny",

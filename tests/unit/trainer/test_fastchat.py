@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from yuan2_core.conflicts import job_conflicts
 from yuan2_core.contract import Launch, TrainJob
-from yuan2_trainer.deepspeed import ZERO_2, engine_config
 from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS, UsageError, parse, without_effect
 from yuan2_trainer.fastchat.mapping import NEVER, Mapped, map_flags, with_defaults
 from yuan2_trainer.fastchat.process import Place, main, read_command_line
 from yuan2_trainer.fastchat.zero_file import ZeroSettings, map_zero_file, read_zero_file
-from yuan2_trainer.outcome import JobError
+from yuan2_trainer.model.deepspeed import ZERO_2, engine_config
+from yuan2_trainer.pod.outcome import JobError
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = json.loads((ROOT / "tests/golden/recipe/published.json").read_text())

@@ -17,9 +17,9 @@ from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 from yuan2_trainer.data.holdout import choose, evaluation_samples, set_aside, training_samples
 from yuan2_trainer.data.prepare import Prepared, prepare
 from yuan2_trainer.data.store import SampleStore
-from yuan2_trainer.identity import differences, run_identity
-from yuan2_trainer.samples import choose_questions
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.evaluation.samples import choose_questions
+from yuan2_trainer.pod.workspace import Workspace
+from yuan2_trainer.train.identity import differences, run_identity
 
 
 @pytest.fixture(scope="module")

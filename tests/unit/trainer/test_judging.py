@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 
 from yuan2_core.contract import Evaluation
-from yuan2_trainer.checkpoint import Checkpoints
+from yuan2_trainer.checkpoint.checkpoints import Checkpoints
 from yuan2_trainer.data.order import Course, Position
-from yuan2_trainer.evaluation import Pulse
-from yuan2_trainer.judging import Judge, perplexity, preempted_before
-from yuan2_trainer.standing import Standing
-from yuan2_trainer.stopping import AskedToEndError, Vote
+from yuan2_trainer.evaluation.judging import Judge, perplexity, preempted_before
+from yuan2_trainer.evaluation.measuring import Pulse
+from yuan2_trainer.evaluation.standing import Standing
+from yuan2_trainer.pod.stopping import AskedToEndError, Vote
 
 FACTS = {"total_steps": 9, "stage": 0, "identity": {}}
 

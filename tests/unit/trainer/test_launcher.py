@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.training import make_job
-from yuan2_trainer.launcher import STOP_PATIENCE, Launcher
-from yuan2_trainer.outcome import Outcome
-from yuan2_trainer.progress import Snapshot
-from yuan2_trainer.workspace import Workspace, read_text, replace
+from yuan2_trainer.pod.launcher import STOP_PATIENCE, Launcher
+from yuan2_trainer.pod.outcome import Outcome
+from yuan2_trainer.pod.workspace import Workspace, read_text, replace
+from yuan2_trainer.reporting.progress import Snapshot
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from torch.distributed import TCPStore
 
 from tests.support.ports import free_port
-from yuan2_trainer import lifeline
-from yuan2_trainer.lifeline import SILENCE_SECONDS, Lifeline, Watch
+from yuan2_trainer.pod import lifeline
+from yuan2_trainer.pod.lifeline import SILENCE_SECONDS, Lifeline, Watch
 
 RUNNING = {0: 0, 1: 0, 2: 0}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuan2_trainer.manifest import (
+from yuan2_trainer.checkpoint.manifest import (
     MANIFEST,
     Manifest,
     ShardFile,
@@ -22,7 +22,7 @@ from yuan2_trainer.manifest import (
     surplus,
     verify_file,
 )
-from yuan2_trainer.standing import Standing
+from yuan2_trainer.evaluation.standing import Standing
 
 CONTENT = b"numbers"
 

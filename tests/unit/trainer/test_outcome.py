@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from yuan2_core.contract import PEER_LOST, TERMINATION_LIMIT, Progress, Termination, TrainJob
 from yuan2_core.errors import DatasetError
-from yuan2_trainer.outcome import (
+from yuan2_trainer.pod.outcome import (
     JobError,
     Outcome,
     OutputFullError,
@@ -66,14 +66,14 @@ def test_errors_are_told_apart(error: Exception, code: int, reason: str, text: s
 
 
 def test_pydantics_errors_name_the_field_as_in_the_json() -> None:
-    from yuan2_trainer.launcher import load_job
+    from yuan2_trainer.pod.launcher import load_job
 
     with pytest.raises(JobError, match="No such file"):
         load_job(Path("/nowhere/job.json"))
 
 
 def test_a_wrong_job_names_all_its_fields(tmp_path: Path) -> None:
-    from yuan2_trainer.launcher import load_job
+    from yuan2_trainer.pod.launcher import load_job
 
     path = tmp_path / "job.json"
     path.write_text(json.dumps({"name": "a", "training": {"learningRate": -1}}))

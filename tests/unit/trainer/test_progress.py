@@ -12,10 +12,10 @@ from urllib.error import HTTPError
 import pytest
 
 from yuan2_core.contract import Progress
-from yuan2_trainer.metrics import MetricsLog
-from yuan2_trainer.progress import Snapshot, StepReport, Tracker, progress_at, read_snapshot
-from yuan2_trainer.serve import ProgressServer
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.pod.workspace import Workspace
+from yuan2_trainer.reporting.metrics import MetricsLog
+from yuan2_trainer.reporting.progress import Snapshot, StepReport, Tracker, progress_at, read_snapshot
+from yuan2_trainer.reporting.progress_server import ProgressServer
 
 
 def report(step: int, seconds: float = 2.0, loss: float = 1.5) -> StepReport:

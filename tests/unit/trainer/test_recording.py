@@ -18,12 +18,12 @@ from yuan2_core.contract import TrainJob
 from yuan2_core.estimate import GPUS
 from yuan2_model.dimensions import Dimensions
 from yuan2_model.flops import model_flops
-from yuan2_trainer.launcher import load_job
-from yuan2_trainer.mfu import Meter, memory_bytes, peak_flops
-from yuan2_trainer.outcome import JobError
-from yuan2_trainer.plot import draw_losses, make_figure, read_curves, running_mean
-from yuan2_trainer.progress import EvaluationReport, StepReport
-from yuan2_trainer.recording import PICTURE, Recording
+from yuan2_trainer.pod.launcher import load_job
+from yuan2_trainer.pod.outcome import JobError
+from yuan2_trainer.reporting.mfu import Meter, memory_bytes, peak_flops
+from yuan2_trainer.reporting.plot import draw_losses, make_figure, read_curves, running_mean
+from yuan2_trainer.reporting.progress import EvaluationReport, StepReport
+from yuan2_trainer.reporting.step_log import PICTURE, Recording
 
 SMALL = Dimensions(100, 32, 64, 2, 4, 128, 0, True)
 

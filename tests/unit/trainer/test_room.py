@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.training import make_job, write_data
 from yuan2_model.dimensions import Dimensions, read_dimensions
-from yuan2_trainer.outcome import OutputFullError
-from yuan2_trainer.room import check_room, most_checkpoints, room_after_data, room_before_data
+from yuan2_trainer.pod.outcome import OutputFullError
+from yuan2_trainer.pod.room import check_room, most_checkpoints, room_after_data, room_before_data
 
 Usage = namedtuple("Usage", "total used free")
 NUMBERS = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuan2_trainer.schedule import rate_factor, warmup_steps
+from yuan2_trainer.train.schedule import rate_factor, warmup_steps
 
 totals = st.integers(1, 5000)
 ratios = st.floats(0, 1)

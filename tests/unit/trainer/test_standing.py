@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yuan2_trainer.data.order import Course, Position
-from yuan2_trainer.standing import Standing, is_due
+from yuan2_trainer.evaluation.standing import Standing, is_due
 
 LOSSES = st.lists(st.floats(0, 10) | st.just(math.nan) | st.just(math.inf), min_size=1, max_size=12)
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from tests.unit.trainer.test_data_packing import store_of
-from yuan2_trainer.step import Stepper
-from yuan2_trainer.stopping import AskedToEndError, Vote
+from yuan2_trainer.pod.stopping import AskedToEndError, Vote
+from yuan2_trainer.train.step import Stepper
 
 
 class Engine:

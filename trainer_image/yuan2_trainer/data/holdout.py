@@ -21,7 +21,7 @@ from yuan2_trainer.data.order import Indices, mix
 from yuan2_trainer.data.prepare import Prepared, prepare
 from yuan2_trainer.data.rendering import Beat
 from yuan2_trainer.data.store import SampleStore
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.pod.workspace import Workspace
 
 Keys = NDArray[np.uint64]
 

@@ -15,7 +15,7 @@ from yuan2_core.conversation import render_spans, sequence_count
 from yuan2_core.formats import NumberedRecord, RecordError, convert
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.store import Block
-from yuan2_trainer.parent import die_with_parent
+from yuan2_trainer.pod.parent import die_with_parent
 
 Beat = Callable[[], None]
 """Called again and again during the preparation: raises when it is no longer wanted."""

@@ -28,7 +28,7 @@ from yuan2_core.contract import (
 )
 from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS, without_effect
 from yuan2_trainer.fastchat.zero_file import ZeroSettings
-from yuan2_trainer.outcome import JobError
+from yuan2_trainer.pod.outcome import JobError
 
 NEVER: Final = 2**31
 """Steps, or checkpoints, that no run has."""

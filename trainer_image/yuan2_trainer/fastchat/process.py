@@ -21,17 +21,17 @@ from types import FrameType
 
 from yuan2_core.contract import EXIT_INVALID, Launch, TrainJob
 from yuan2_core.errors import UserError
-from yuan2_trainer.deepspeed import prepare_environment
-from yuan2_trainer.ending import leave, settle
 from yuan2_trainer.fastchat.flags import PROGRAM, UsageError, parse
 from yuan2_trainer.fastchat.mapping import Mapped, map_flags, with_defaults
 from yuan2_trainer.fastchat.zero_file import ZeroSettings, map_zero_file, read_zero_file
-from yuan2_trainer.logs import configure_logging
-from yuan2_trainer.outcome import JobError, PreemptedError
-from yuan2_trainer.parent import die_with_parent
-from yuan2_trainer.preflight import check_job
+from yuan2_trainer.model.deepspeed import prepare_environment
+from yuan2_trainer.pod.ending import leave, settle
+from yuan2_trainer.pod.logs import configure_logging
+from yuan2_trainer.pod.outcome import JobError, PreemptedError
+from yuan2_trainer.pod.parent import die_with_parent
+from yuan2_trainer.pod.preflight import check_job
+from yuan2_trainer.pod.workspace import Workspace, replace
 from yuan2_trainer.rank import start_process_group, train
-from yuan2_trainer.workspace import Workspace, replace
 
 EXIT_USAGE = 2
 """The command line cannot be read (what argparse ends with)."""

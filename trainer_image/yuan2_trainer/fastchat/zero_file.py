@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 from yuan2_core.conflicts import PASSED_ON
 from yuan2_core.contract import WITHOUT_FP16, Offload
-from yuan2_trainer.deepspeed import ADAM_BETAS, ADAM_EPS, FLOPS_PROFILER, zero_section
-from yuan2_trainer.outcome import JobError
+from yuan2_trainer.model.deepspeed import ADAM_BETAS, ADAM_EPS, FLOPS_PROFILER, zero_section
+from yuan2_trainer.pod.outcome import JobError
 
 AUTO: Final = "auto"
 _OWN: Final[Mapping[str, Any]] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yuan2_trainer.metrics import read_metrics
+from yuan2_trainer.reporting.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from yuan2_core.contract import EXIT_COMPLETE, EXIT_CRASHED
-from yuan2_trainer.outcome import Outcome, outcome_of
+from yuan2_trainer.pod.outcome import Outcome, outcome_of
 
 _LOG = logging.getLogger(__name__)
 

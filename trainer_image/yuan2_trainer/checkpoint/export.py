@@ -16,9 +16,9 @@ from yuan2_core.durable import sync
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import save_model
 from yuan2_model.adapters import ADAPTER_CONFIG
-from yuan2_trainer.adapters import is_adapter, merged_weights, save_adapter
-from yuan2_trainer.partitioned import gathered
-from yuan2_trainer.quantised import dequantised
+from yuan2_trainer.model.adapters import is_adapter, merged_weights, save_adapter
+from yuan2_trainer.model.partitioned import gathered
+from yuan2_trainer.model.quantised import dequantised
 
 MODEL_DIRECTORY = "model"
 ADAPTER_DIRECTORY = "adapter"

@@ -11,17 +11,17 @@ import torch
 import torch.distributed as dist
 
 from yuan2_core.contract import TrainJob
-from yuan2_trainer.checkpoint import Checkpoints
+from yuan2_trainer.checkpoint.checkpoints import Checkpoints
 from yuan2_trainer.data.order import Course, Indices, Position, epoch_order
-from yuan2_trainer.judging import Judge, preempted_before
-from yuan2_trainer.mfu import Meter
-from yuan2_trainer.outcome import JobError, PreemptedError
-from yuan2_trainer.progress import StepReport, Tracker
-from yuan2_trainer.recording import Recording
-from yuan2_trainer.schedule import rate_factor, warmup_of
-from yuan2_trainer.step import Stepper, StepResult
-from yuan2_trainer.stopping import AskedToEndError
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.evaluation.judging import Judge, preempted_before
+from yuan2_trainer.pod.outcome import JobError, PreemptedError
+from yuan2_trainer.pod.stopping import AskedToEndError
+from yuan2_trainer.pod.workspace import Workspace
+from yuan2_trainer.reporting.mfu import Meter
+from yuan2_trainer.reporting.progress import StepReport, Tracker
+from yuan2_trainer.reporting.step_log import Recording
+from yuan2_trainer.train.schedule import rate_factor, warmup_of
+from yuan2_trainer.train.step import Stepper, StepResult
 
 NOT_FINITE_LIMIT = 3
 """Steps in a row whose loss or gradient is not finite after which a run stops: its weights are lost."""

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from yuan2_trainer.lifeline import Lifeline, Watch
-from yuan2_trainer.parent import die_with_parent
-from yuan2_trainer.workspace import Workspace, replace
+from yuan2_trainer.pod.lifeline import Lifeline, Watch
+from yuan2_trainer.pod.parent import die_with_parent
+from yuan2_trainer.pod.workspace import Workspace, replace
 
 
 def main(arguments: list[str]) -> int:

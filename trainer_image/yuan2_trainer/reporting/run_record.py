@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from yuan2_core.contract import TrainJob
+from yuan2_trainer.checkpoint.export import is_exported
 from yuan2_trainer.data.prepare import Prepared
-from yuan2_trainer.export import is_exported
-from yuan2_trainer.workspace import read_text, replace
+from yuan2_trainer.pod.workspace import read_text, replace
 
 JOB_RECORD = "job.json"
 IMAGE_VERSION = "YUAN2_VERSION"

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from yuan2_core.contract import TrainJob
-from yuan2_trainer.metrics import METRICS, MetricsLog
-from yuan2_trainer.progress import EvaluationReport, StepReport
-from yuan2_trainer.tensorboard_log import TensorBoardLog
+from yuan2_trainer.reporting.metrics import METRICS, MetricsLog
+from yuan2_trainer.reporting.progress import EvaluationReport, StepReport
+from yuan2_trainer.reporting.tensorboard_log import TensorBoardLog
 
 PICTURE = "loss.png"
 PICTURE_PAUSE = 300.0
@@ -55,7 +55,7 @@ class Recording:
     def draw(self) -> None:
         """Draw `loss.png`; a picture that cannot be drawn stops no run."""
         try:
-            from yuan2_trainer.plot import draw_losses
+            from yuan2_trainer.reporting.plot import draw_losses
 
             draw_losses(self._output / METRICS, self._output / PICTURE, self._name)
         except Exception as error:  # noqa: BLE001 - whatever matplotlib or the volume has against it

@@ -30,7 +30,7 @@ from yuan2_core.contract import (
     TrainState,
 )
 from yuan2_core.processors import available_cpus, threads_per_process
-from yuan2_trainer.outcome import (
+from yuan2_trainer.pod.outcome import (
     JobError,
     Outcome,
     combine,
@@ -38,10 +38,10 @@ from yuan2_trainer.outcome import (
     outcome_of,
     write_termination,
 )
-from yuan2_trainer.preflight import check_job
-from yuan2_trainer.progress import Tracker, progress_at, read_snapshot
-from yuan2_trainer.serve import ProgressServer
-from yuan2_trainer.workspace import Workspace, read_text, replace
+from yuan2_trainer.pod.preflight import check_job
+from yuan2_trainer.pod.workspace import Workspace, read_text, replace
+from yuan2_trainer.reporting.progress import Tracker, progress_at, read_snapshot
+from yuan2_trainer.reporting.progress_server import ProgressServer
 
 STOP_PATIENCE = 30.0
 """Seconds that a rank is given to come to the end of a step after SIGTERM, or three recent steps if that is
@@ -168,7 +168,7 @@ class Launcher:
 
     def _start_agent(self) -> None:
         options = torchrun_options(self.job.launch, self.environment)
-        command = [sys.executable, "-m", "yuan2_trainer.agent", str(self.workspace.root), *options]
+        command = [sys.executable, "-m", "yuan2_trainer.pod.agent", str(self.workspace.root), *options]
         environment = {name: value for name, value in self.environment.items() if not name.startswith("PET_")}
         processes = self.job.launch.processes_per_node
         threads = threads_per_process(available_cpus(), processes)

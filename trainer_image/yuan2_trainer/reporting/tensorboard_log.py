@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from yuan2_trainer.outcome import JobError
-from yuan2_trainer.progress import EvaluationReport, StepReport
+from yuan2_trainer.pod.outcome import JobError
+from yuan2_trainer.reporting.progress import EvaluationReport, StepReport
 
 
 class TensorBoardLog:

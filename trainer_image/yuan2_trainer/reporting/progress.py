@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from yuan2_core.contract import Measurements, Progress, TrainState
-from yuan2_trainer.workspace import Workspace, read_text, replace
+from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 
 RECENT_STEPS = 20
 """Steps that the rate of tokens and the remaining time are averaged over."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from yuan2_trainer.progress import EvaluationReport, StepReport
+from yuan2_trainer.reporting.progress import EvaluationReport, StepReport
 
 METRICS = "metrics.jsonl"
 

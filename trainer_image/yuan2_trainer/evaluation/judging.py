@@ -12,19 +12,19 @@ from pathlib import Path
 
 from yuan2_core.contract import Evaluation, TrainJob
 from yuan2_core.tokenizer import Yuan2Tokenizer
-from yuan2_trainer.checkpoint import Checkpoints
+from yuan2_trainer.checkpoint.checkpoints import Checkpoints
+from yuan2_trainer.checkpoint.restoring import put_weights
 from yuan2_trainer.data.holdout import evaluation_samples
 from yuan2_trainer.data.order import Course, Position
-from yuan2_trainer.evaluation import Evaluator, Pulse
-from yuan2_trainer.loading import put_weights
-from yuan2_trainer.outcome import PreemptedError
-from yuan2_trainer.progress import EvaluationReport, Tracker
-from yuan2_trainer.recording import Recording
-from yuan2_trainer.samples import SAMPLE_ANSWERS, SAMPLES, SampleAnswers, choose_questions
-from yuan2_trainer.standing import Standing, is_due
-from yuan2_trainer.step import Stepper
-from yuan2_trainer.stopping import AskedToEndError, Vote
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.evaluation.measuring import Evaluator, Pulse
+from yuan2_trainer.evaluation.samples import SAMPLE_ANSWERS, SAMPLES, SampleAnswers, choose_questions
+from yuan2_trainer.evaluation.standing import Standing, is_due
+from yuan2_trainer.pod.outcome import PreemptedError
+from yuan2_trainer.pod.stopping import AskedToEndError, Vote
+from yuan2_trainer.pod.workspace import Workspace
+from yuan2_trainer.reporting.progress import EvaluationReport, Tracker
+from yuan2_trainer.reporting.step_log import Recording
+from yuan2_trainer.train.step import Stepper
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yuan2_trainer.checkpoint.fragments import inner_optimizer
 from yuan2_trainer.data.collate import collate
 from yuan2_trainer.data.families import families, work_of
 from yuan2_trainer.data.order import Indices, share_of_rank
 from yuan2_trainer.data.packing import Row, cut_batch
 from yuan2_trainer.data.store import SampleStore
-from yuan2_trainer.fragments import inner_optimizer
-from yuan2_trainer.mfu import memory_bytes
-from yuan2_trainer.stopping import Vote
+from yuan2_trainer.pod.stopping import Vote
+from yuan2_trainer.reporting.mfu import memory_bytes
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from yuan2_core.contract import TrainJob
 from yuan2_model.dimensions import Dimensions
+from yuan2_trainer.checkpoint.manifest import BYTES_PER_PARAMETER, candidates
 from yuan2_trainer.data.order import Course, Position
-from yuan2_trainer.manifest import BYTES_PER_PARAMETER, candidates
-from yuan2_trainer.methods import trainable_parameters
-from yuan2_trainer.outcome import OutputFullError
+from yuan2_trainer.model.methods import trainable_parameters
+from yuan2_trainer.pod.outcome import OutputFullError
 
 BYTES_OF_WEIGHT = {"bf16": 2, "fp32": 4}
 EXPORT_ROOM = 1.05

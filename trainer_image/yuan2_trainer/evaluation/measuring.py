@@ -21,9 +21,9 @@ import torch.distributed as dist
 from yuan2_trainer.data.holdout import HeldOut
 from yuan2_trainer.data.order import share_of_rank
 from yuan2_trainer.data.packing import Row
-from yuan2_trainer.progress import Tracker
-from yuan2_trainer.step import Stepper
-from yuan2_trainer.stopping import Vote
+from yuan2_trainer.pod.stopping import Vote
+from yuan2_trainer.reporting.progress import Tracker
+from yuan2_trainer.train.step import Stepper
 
 BEAT_SECONDS = 1.0
 """So often, at most, an evaluation says that it goes on."""

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from yuan2_trainer.fragments import KINDS, Fragment
-from yuan2_trainer.manifest import Found, ShardFile
+from yuan2_trainer.checkpoint.fragments import KINDS, Fragment
+from yuan2_trainer.checkpoint.manifest import Found, ShardFile
 
 
 def key_of(name: str, kind: str) -> str:

@@ -12,7 +12,7 @@ from yuan2_core.contract import TrainJob
 from yuan2_core.estimate import find_gpu
 from yuan2_model.dimensions import Dimensions
 from yuan2_model.flops import model_flops
-from yuan2_trainer.methods import trainable_parameters
+from yuan2_trainer.model.methods import trainable_parameters
 
 
 @dataclass(frozen=True)

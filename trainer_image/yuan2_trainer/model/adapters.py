@@ -17,7 +17,7 @@ from torch import Tensor
 from yuan2_core.contract import LoRA
 from yuan2_model import Yuan2Config, Yuan2ForCausalLM
 from yuan2_model.adapters import ADAPTER_WEIGHTS, merge_layers
-from yuan2_trainer.quantised import silence_kernel_advice
+from yuan2_trainer.model.quantised import silence_kernel_advice
 
 _PREFIX = "base_model.model."
 """What PEFT's own wrapper puts before the names of the model's parameters."""

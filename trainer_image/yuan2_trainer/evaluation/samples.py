@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.holdout import HeldOut
-from yuan2_trainer.evaluation import Pulse, evaluating
-from yuan2_trainer.workspace import read_text, replace
+from yuan2_trainer.evaluation.measuring import Pulse, evaluating
+from yuan2_trainer.pod.workspace import read_text, replace
 
 SAMPLES = "samples.jsonl"
 SAMPLE_ANSWERS = 4

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from yuan2_trainer.data.order import Position
-from yuan2_trainer.standing import Standing
+from yuan2_trainer.evaluation.standing import Standing
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"

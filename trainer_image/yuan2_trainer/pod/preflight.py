@@ -17,10 +17,10 @@ from yuan2_model.dimensions import Dimensions
 from yuan2_trainer.data.holdout import set_aside
 from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
 from yuan2_trainer.data.rendering import Beat
-from yuan2_trainer.methods import check_method, refuse
-from yuan2_trainer.outcome import JobError
-from yuan2_trainer.room import check_room, room_after_data, room_before_data
-from yuan2_trainer.workspace import Workspace
+from yuan2_trainer.model.methods import check_method, refuse
+from yuan2_trainer.pod.outcome import JobError
+from yuan2_trainer.pod.room import check_room, room_after_data, room_before_data
+from yuan2_trainer.pod.workspace import Workspace
 
 
 def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:

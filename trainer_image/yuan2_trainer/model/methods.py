@@ -8,7 +8,7 @@ from importlib import metadata
 from yuan2_core.conflicts import adapter_of, method_conflicts
 from yuan2_core.contract import LoRA, Method, TargetModule, TrainJob
 from yuan2_model.dimensions import Dimensions
-from yuan2_trainer.outcome import JobError
+from yuan2_trainer.pod.outcome import JobError
 
 BITSANDBYTES_FOR_GPU = (0, 43)
 BITSANDBYTES_FOR_CPU = (0, 46)

@@ -11,10 +11,9 @@ from typing import Any
 import torch.distributed as dist
 
 from yuan2_core.durable import sync
-from yuan2_trainer.background import Background
-from yuan2_trainer.data.order import Position
-from yuan2_trainer.fragments import Fragment, live_fragments, set_step
-from yuan2_trainer.manifest import (
+from yuan2_trainer.checkpoint.background import Background
+from yuan2_trainer.checkpoint.fragments import Fragment, live_fragments
+from yuan2_trainer.checkpoint.manifest import (
     MANIFEST,
     PARTIAL,
     Found,
@@ -28,9 +27,10 @@ from yuan2_trainer.manifest import (
     surplus,
     verify_file,
 )
-from yuan2_trainer.outcome import Outcome, OutputFullError, outcome_of
-from yuan2_trainer.shards import ShardReader, shard_name, write_shard
-from yuan2_trainer.snapshot import HostCopy
+from yuan2_trainer.checkpoint.shards import shard_name, write_shard
+from yuan2_trainer.checkpoint.snapshot import HostCopy
+from yuan2_trainer.data.order import Position
+from yuan2_trainer.pod.outcome import Outcome, OutputFullError, outcome_of
 
 Warn = Callable[[str], None]
 
@@ -163,22 +163,6 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
             raise failure if failure and failed[0].reason != "OutputFull" else _error_of(failed[0], self.root)
         return [report[0] for report in reports]
-
-
-def restore(engine: Any, found: Found) -> None:
-    """Put the optimizer into the state of a checkpoint, exactly; the weights must have been loaded from it
-    before."""
-    reader = ShardReader(found)
-    for fragment in live_fragments(engine):
-        for kind, view in fragment.views.items():
-            reader.fill(view, fragment.name, kind, fragment.start)
-    set_step(engine, found.manifest.step)
-
-
-def start_optimizer(engine: Any) -> None:
-    """Make the optimizer's state for a run from the beginning, so that later code finds it in every stage."""
-    live_fragments(engine)
-    set_step(engine, 0)
 
 
 def _own_share(engine: Any) -> list[Fragment]:

@@ -1,0 +1,1 @@
+"""How a run is judged on data that it does not train on."""

@@ -1,0 +1,35 @@
+"""The model of a run, in its precision, with what its method trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from yuan2_core.conflicts import adapter_of
+from yuan2_core.contract import TrainJob
+from yuan2_model import Yuan2ForCausalLM, load_model
+from yuan2_trainer.model.deepspeed import job_config
+from yuan2_trainer.model.partitioned import load_partitioned
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
+    """The model with what its method trains: everything, or an adapter beside frozen weights."""
+    adapter = adapter_of(job.method)
+    if job.method.qlora is not None:
+        from yuan2_trainer.model.quantised import load_quantised
+
+        # Quantised where it stays: what moves later is a quarter of the size.
+        model = load_quantised(Path(job.model.path), torch.device(job.launch.device))
+    elif job.stage == 3:
+        model = load_partitioned(Path(job.model.path), DTYPES[job.training.precision], job_config(job))
+    else:
+        model = load_model(Path(job.model.path), dtype=DTYPES[job.training.precision])
+    if adapter is not None:
+        from yuan2_trainer.model.adapters import add_adapter
+
+        torch.manual_seed(job.training.seed)  # the same first matrices however the model was loaded
+        model = add_adapter(model, adapter, job.model.path)
+    return model

@@ -1,0 +1,1 @@
+"""The training itself: one optimizer step after another."""
