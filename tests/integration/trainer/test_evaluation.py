@@ -293,14 +293,13 @@ def test_other_evaluation_data_are_another_run(
         assert words in outcome.message
 
 
-@pytest.mark.parametrize("max_steps", [8, 3], ids=["three-steps", "the-last-step"])
-def test_a_loss_that_is_no_number_fails_the_run(
-    inputs: tuple[Path, Path], tmp_path: Path, max_steps: int
+def test_a_loss_that_is_no_number_in_three_steps_fails_the_run(
+    inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    changes = {**BASE, "learning_rate": 1e30, "warmup_steps": 1, "every_steps": 1, "max_steps": max_steps}
+    changes = {**BASE, "learning_rate": 1e30, "warmup_steps": 1, "every_steps": 1, "max_steps": 8}
     outcome = run_ranks(make_job(*inputs, tmp_path / "output", **changes), tmp_path / "workspace")[0]
     assert (outcome.exit_code, outcome.reason) == (78, "InvalidJob")
-    assert f"was not a finite number from step 3 to {min(5, max_steps)}" in outcome.message
+    assert "was not a finite number from step 3 to 5" in outcome.message
     kept = sorted(item.name for item in (tmp_path / "output" / "checkpoints").iterdir())
     assert f"the last good checkpoint is that of step {int(kept[-1][5:])}" in outcome.message
     assert not (tmp_path / "output" / "model").exists()

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from yuan2_core.durable import sync
 from yuan2_trainer.checkpoint.background import Background
-from yuan2_trainer.checkpoint.fragments import Fragment, live_fragments
+from yuan2_trainer.checkpoint.fragments import Fragment, live_fragments, steps_taken
 from yuan2_trainer.checkpoint.manifest import (
     MANIFEST,
     PARTIAL,
@@ -75,16 +75,17 @@ class Checkpoints:
         if self._group is None:
             # Of its own: the training's collectives go on meanwhile, and gloo knows no GPU.
             self._group = dist.new_group(backend="gloo", timeout=_LONGEST_WRITE)
+        held = _own_share(engine)
         manifest = Manifest(
             step=position.step,
             epoch=position.epoch,
             offset=position.offset,
+            optimizer_step=steps_taken(engine),
             world_size=dist.get_world_size(),
             shapes={name: list(_shape(item)) for name, item in _trainable(engine)},
             files={},
             **facts,
         )
-        held = _own_share(engine)
         copied = self._copy.take(held) if overlap else None
         if copied is None:
             self._write(held, manifest)

@@ -58,6 +58,11 @@ def live_fragments(engine: Any) -> list[Fragment]:
     return [fragment for fragment in found if fragment.numel > 0]
 
 
+def steps_taken(engine: Any) -> int:
+    """AdamW's count of steps: those that changed the weights."""
+    return int(next(iter(inner_optimizer(engine).state.values()))["step"])
+
+
 def set_step(engine: Any, step: int) -> None:
     """Set AdamW's count of steps, which its bias correction uses."""
     for state in inner_optimizer(engine).state.values():

@@ -46,6 +46,8 @@ class Manifest(BaseModel):
     epoch: int
     offset: int
     """Samples taken from that epoch."""
+    optimizer_step: int | None = None
+    """AdamW's count of steps, less than `step` by those that were skipped; absent: none was."""
     total_steps: int
     world_size: int
     stage: int

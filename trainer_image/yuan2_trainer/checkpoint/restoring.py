@@ -27,7 +27,8 @@ def restore(engine: Any, found: Found) -> None:
     for fragment in live_fragments(engine):
         for kind, view in fragment.views.items():
             reader.fill(view, fragment.name, kind, fragment.start)
-    set_step(engine, found.manifest.step)
+    manifest = found.manifest
+    set_step(engine, manifest.step if manifest.optimizer_step is None else manifest.optimizer_step)
 
 
 def start_optimizer(engine: Any) -> None:

@@ -24,7 +24,7 @@ from yuan2_trainer.train.schedule import rate_factor, warmup_of
 from yuan2_trainer.train.step import Stepper, StepResult
 
 NOT_FINITE_LIMIT = 3
-"""Steps in a row whose loss or gradient is not finite after which a run stops: its weights are lost."""
+"""Steps in a row whose loss or gradient is not finite after which a run stops, lost weights or not."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +52,9 @@ class Loop:
     """What is trained on; `None`: all samples."""
     _orders: dict[int, Indices] = field(default_factory=dict)
     _not_finite: int = 0
+    """Steps in a row, up to here, whose loss or gradient was not finite."""
+    _lost: bool = False
+    """One of them changed the weights, which are worth nothing since."""
 
     def run(self, position: Position) -> Position:
         """Train to the end of the course, or until evaluations bring nothing better.
@@ -80,8 +83,8 @@ class Loop:
             self._watch_loss(position, result)
             self._after_step(position, result)
         self._note_checkpoint(self.checkpoints.finish())
-        if self._not_finite:
-            raise self._lost(position)
+        if self._lost:
+            raise self._failure(position)
         return position
 
     def _learning_rate(self, step: int) -> float:
@@ -94,7 +97,7 @@ class Loop:
         due = position.step % self.job.checkpoint.every_steps == 0
         if self.judge is not None:
             due = due or self.judge.leads(position)
-        if self._ended(position) or not (due or stop) or self._not_finite:
+        if self._ended(position) or not (due or stop) or self._lost:
             return
         if stop:
             raise self._preempted(position)
@@ -103,7 +106,7 @@ class Loop:
     def _preempted(self, position: Position) -> PreemptedError:
         """Saves what has been done since the last checkpoint, unless it is lost."""
         self._note_checkpoint(self.checkpoints.finish())
-        if self._not_finite or position.step in (0, self.last_checkpoint):
+        if self._lost or position.step in (0, self.last_checkpoint):
             return preempted_before(self.last_checkpoint or 0)
         self.save(position, overlap=False)
         # Rank 0 may still remove older checkpoints or draw, and a rank that ends takes others with it.
@@ -157,11 +160,14 @@ class Loop:
 
     def _watch_loss(self, position: Position, result: StepResult) -> None:
         self._not_finite = 0 if result.is_finite else self._not_finite + 1
+        self._lost = not result.is_finite and (self._lost or result.applied)
+        if not result.is_finite and not self._lost and self.recording is not None:
+            _LOG.warning("step %d: the gradient is not finite; its batch was skipped", position.step)
         if self._not_finite >= NOT_FINITE_LIMIT:
             self._note_checkpoint(self.checkpoints.finish())
-            raise self._lost(position)
+            raise self._failure(position)
 
-    def _lost(self, position: Position) -> JobError:
+    def _failure(self, position: Position) -> JobError:
         """Another attempt would come to the same end, so this one is the last."""
         saved = (
             "there is no checkpoint"

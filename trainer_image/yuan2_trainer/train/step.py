@@ -40,6 +40,8 @@ class StepResult:
     """(query, key) pairs that attention looks at in a layer."""
     memory_bytes: int
     """Highest memory of a rank so far."""
+    applied: bool
+    """Whether it changed the weights; a step whose gradient is not finite is skipped."""
 
     @property
     def is_finite(self) -> bool:
@@ -85,7 +87,7 @@ class Stepper:
         for group in inner_optimizer(self.engine).param_groups:
             group["lr"] = learning_rate
         own_norm = self._clip_without_zero()
-        self.engine.step()
+        applied = self._apply(own_norm)
         loss, stops, memory = self._agree(local_loss, stop)
         norm = float(self.engine.get_global_grad_norm() if own_norm is None else own_norm)
         computed, pairs = self._work(batch)
@@ -98,7 +100,16 @@ class Stepper:
             computed_tokens=computed,
             attention_pairs=pairs,
             memory_bytes=int(memory),
+            applied=applied,
         )
+
+    def _apply(self, own_norm: Tensor | None) -> bool:
+        """Change the weights, unless the gradient is not finite: without ZeRO, DeepSpeed asks nobody."""
+        if own_norm is not None and not math.isfinite(own_norm):
+            self.engine.module.zero_grad(set_to_none=True)
+            return False
+        self.engine.step()
+        return bool(self.engine.was_step_applied())
 
     def _work(self, batch: Indices) -> tuple[int, int]:
         """Tokens computed for a batch, and pairs of its attention."""
