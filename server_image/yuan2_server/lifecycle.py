@@ -18,6 +18,10 @@ T = TypeVar("T")
 GRACE_SECONDS = 600
 """Answers under way get this long to end once the server stops; the pod's grace period may end sooner."""
 
+KEEP_ALIVE_SECONDS = 75
+"""Idle connections are kept longer than clients and proxies pool them (60 s at most by default): who closes
+first must be the one who sends, or a request goes out on a connection that is just being closed."""
+
 
 class _Server(uvicorn.Server):
     """uvicorn without signal handlers: what SIGTERM means is decided by the program."""
@@ -35,16 +39,17 @@ class HttpServer:
 
     def __init__(self, app: ASGIApp, port: int, host: str = "0.0.0.0") -> None:
         self.port = port
-        config = uvicorn.Config(
+        self.config = uvicorn.Config(
             app,
             host=host,
             port=port,
             log_level="warning",
             access_log=False,
             lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        self._server = _Server(config)
+        self._server = _Server(self.config)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -36,7 +36,6 @@ class ApiServer:
     """The routes. `stopping` makes /readyz fail while open requests end."""
 
     def __init__(self, job: ServeJob, upstream: Upstream, keys: KeyDirectory) -> None:
-        self._served_name = job.served_name
         self._keys = keys if job.api.require_key else None
         self._upstream = upstream
         self._metrics = metrics.ApiMetrics()
@@ -95,19 +94,16 @@ class ApiServer:
         return JSONResponse({"object": "list", "model": asked.model, "data": data, "usage": usage})
 
     async def _readyz(self, _: Request) -> Response:
-        problem = await self._not_ready()
+        problem = self._not_ready()
         return PlainTextResponse(problem or "ok", 503 if problem else 200)
 
-    async def _not_ready(self) -> str:
+    def _not_ready(self) -> str:
+        """Workers do not count: without one, clients get OpenAI's 503 instead of a refused connection."""
         if self.stopping:
             return "the server is shutting down"
         if self._keys is not None and not self._keys.keys():
             return "there is no API key: every request would be refused"
-        try:
-            names = await self._upstream.models()
-        except OpenAIError as error:
-            return error.message
-        return "" if self._served_name in names else f"no worker for {self._served_name} is ready"
+        return ""
 
     async def _show_metrics(self, _: Request) -> Response:
         return metrics.render(self._metrics.registry)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
 
 from yuan2_core.conversation import SEPARATOR
 from yuan2_core.messages import Dialogue
+from yuan2_server.choices import Answers, open_answers
 from yuan2_server.openai_errors import OpenAIError
 from yuan2_server.openai_types import ChatRequest
-from yuan2_server.upstream import Upstream, WorkerAnswer
-
-Document = dict[str, Any]
+from yuan2_server.upstream import Document, Upstream
 
 _BYTE_TOKEN = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 DONE = b"data: [DONE]\n\n"
+WAITING = b": waiting for a worker\n\n"
 
 
 def prompt_text(dialogue: Dialogue) -> str:
@@ -86,20 +84,20 @@ class Completion:
 
     request: ChatRequest
     choices: tuple[Choice, ...]
-    streams: tuple[WorkerAnswer, ...]
+    answers: Answers
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def close(self) -> None:
         """Give up what is still being generated."""
-        for stream in self.streams:
-            await stream.aclose()
+        await self.answers.close()
 
     async def whole(self) -> Document:
         """The answer to a request without `stream`. Raises OpenAIError."""
-        async with aclosing(merge(self.streams)) as documents:
+        async with aclosing(self.answers.documents()) as documents:
             async for index, document in documents:
-                self.choices[index].take(document)
+                if document is not None:
+                    self.choices[index].take(document)
         choices = [
             {
                 "index": choice.index,
@@ -112,12 +110,18 @@ class Completion:
         return self._document("chat.completion", choices, usage=total_usage(self.choices))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events; an error after the first one is an event too, and the last but `[DONE]`."""
+        """Server-sent events; an error after the first one is an event too, and the last but `[DONE]`.
+
+        While a worker is busy with other requests, comments keep the connection alive.
+        """
         for choice in self.choices:
             yield self._event(choice, {"role": "assistant", "content": ""})
         try:
-            async with aclosing(merge(self.streams)) as documents:
+            async with aclosing(self.answers.documents()) as documents:
                 async for index, document in documents:
+                    if document is None:
+                        yield WAITING
+                        continue
                     for event in self._events_of(self.choices[index], document):
                         yield event
         except OpenAIError as error:
@@ -159,44 +163,8 @@ class Completion:
 
 async def open_completion(upstream: Upstream, request: ChatRequest) -> Completion:
     """Start all choices. Raises OpenAIError when one of them cannot start; the others are given up."""
-    starts = [
-        asyncio.ensure_future(upstream.generate(worker_params(request, index))) for index in range(request.n)
-    ]
-    async with AsyncExitStack() as undo:
-        for start in starts:
-            undo.push_async_callback(_give_up, start)
-        streams = await asyncio.gather(*starts)
-        undo.pop_all()
-    return Completion(request, tuple(map(Choice, range(request.n))), tuple(streams))
-
-
-async def _give_up(start: asyncio.Future[WorkerAnswer]) -> None:
-    start.cancel()
-    await asyncio.wait({start})
-    if not start.cancelled() and start.exception() is None:
-        await start.result().aclose()
-
-
-async def merge(streams: tuple[WorkerAnswer, ...]) -> AsyncGenerator[tuple[int, Document], None]:
-    """Documents of all streams as they arrive, each with the number of its stream."""
-    waiting = {asyncio.ensure_future(anext(stream)): index for index, stream in enumerate(streams)}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index = waiting.pop(task)
-                try:
-                    document = task.result()
-                except StopAsyncIteration:
-                    continue
-                yield index, document
-                waiting[asyncio.ensure_future(anext(streams[index]))] = index
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()
+    answers = await open_answers(upstream, [worker_params(request, index) for index in range(request.n)])
+    return Completion(request, tuple(map(Choice, range(request.n))), answers)
 
 
 def total_usage(choices: tuple[Choice, ...]) -> Document:

@@ -51,7 +51,7 @@ class Registration:
 
     async def run(self) -> None:
         """Register and keep registered, until cancelled."""
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)) as session:
+        async with _session() as session:
             while True:
                 try:
                     await self._beat(session)
@@ -65,7 +65,7 @@ class Registration:
         """Tell the controller that this worker serves no model any more; best effort. There is no
         deregistration."""
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)) as session:
+            async with _session() as session:
                 await self._register(session)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.warning("could not withdraw from the controller: %s", error)
@@ -97,3 +97,12 @@ class Registration:
         if self.registered:
             log.warning("the controller at %s does not answer: %r", self._controller_url, error)
         self.registered = False
+
+
+def _session() -> aiohttp.ClientSession:
+    """A session that uses each connection once: FastChat's controller closes idle ones after 5 s, which is
+    how long they are idle between two heartbeats."""
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+        connector=aiohttp.TCPConnector(force_close=True),
+    )

@@ -7,24 +7,30 @@ import asyncio
 import json
 import logging
 import os
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
 
 import aiohttp
 
+from yuan2_server.controller import Controller
 from yuan2_server.openai_errors import OpenAIError, from_worker, model_not_found, no_worker
 from yuan2_server.protocol import DELIMITER, ErrorCode
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+Document = dict[str, Any]
 
 ATTEMPTS = 3
-"""Workers that are tried before a request fails."""
+"""Tries, on whatever workers, before a request fails."""
+AGAIN_SECONDS = 0.2
+"""Before the only worker there is is tried once more."""
 CONNECT_SECONDS = 5.0
-CONTROLLER_SECONDS = 10.0
-REFRESH_SECONDS = 2.0
-"""Between two refreshes of the controller: it asks every worker in turn and answers nobody meanwhile."""
+IDLE_SECONDS = 2.0
+"""How long a connection is kept for the next request. FastChat's programs close theirs after 5 s: a request
+that goes out just then is lost."""
+EMBEDDING_SECONDS = 600.0
+"""Longest wait for vectors, of which nothing is sent before the last one is there."""
 MAX_DOCUMENT = 64 * 2**20
 """Bytes of one document that a worker may send."""
 _ELSEWHERE = frozenset({ErrorCode.RATE_LIMIT, ErrorCode.QUOTA_EXCEEDED, ErrorCode.ENGINE_OVERLOADED})
@@ -44,101 +50,87 @@ class Upstream:
     """FastChat's controller and its workers. One for a process; close it at the end."""
 
     def __init__(self, controller_url: str, served_name: str) -> None:
-        self._controller_url = controller_url.rstrip("/")
         self._served_name = served_name
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds())
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
-        self._refreshed = 0.0
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        self._controller = Controller(self._session, controller_url)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
 
     async def models(self) -> list[str]:
-        """Names that the controller knows a worker for, sorted. Raises OpenAIError (503) when it does not
-        answer."""
-        return sorted((await self._ask_controller("/list_models", {}))["models"])
+        """Names of the models that have a worker, sorted. Raises OpenAIError (503) when nobody knows."""
+        return await self._controller.models()
 
-    async def details(self, address: str, model: str) -> dict[str, Any]:
-        """A worker's `/model_details`. Raises WorkerGoneError."""
-        return await self._ask_worker(address, "/model_details", {"model": model})
+    async def generate(self, params: Document) -> AsyncGenerator[Document | None, None]:
+        """Documents of one answer, the last with its finish reason; None while it waits for its first token.
 
-    async def count_tokens(self, address: str, model: str, prompt: str) -> int:
-        """Tokens of a prompt text, as the worker counts. Raises WorkerGoneError."""
-        return int(
-            (await self._ask_worker(address, "/count_token", {"model": model, "prompt": prompt}))["count"]
-        )
-
-    async def generate(self, params: dict[str, Any]) -> WorkerAnswer:
-        """Start an answer and wait for its first document. Iterate the answer to its end, or close it.
+        Until there is a token, a worker that is lost or full is left for another one.
 
         Raises:
-            OpenAIError: no worker for the model, or the request was refused.
+            OpenAIError: no worker for the model, the request was refused, or the worker was lost later.
         """
-        return await self._on_some_worker(params["model"], lambda address: self._start(address, params))
+        tries = _Tries(self, params["model"])
+        while True:
+            address = await tries.next()
+            started = False
+            try:
+                async with aclosing(self._documents(address, params)) as documents:
+                    async for document in documents:
+                        _raise_error(document, params["model"], "messages", started=started)
+                        started = started or _has_token(document, params)
+                        yield document if started else None
+                return
+            except WorkerGoneError as error:
+                if started:
+                    log.warning("answer broken off: %s", error)
+                    message = "The worker stopped before the answer was complete."
+                    raise OpenAIError(500, message, code="worker_failed") from error
+                tries.gone(address, error)
+            except _RefusedError as error:
+                tries.refused(address, error.error)
 
-    async def embed(self, model: str, texts: Sequence[str], encoding: str) -> dict[str, Any]:
+    async def embed(self, model: str, texts: Sequence[str], encoding: str) -> Document:
         """A worker's vectors (`embedding`) and the tokens they took (`token_num`).
 
         Raises:
-            OpenAIError: no worker for the model, or the request was refused.
+            OpenAIError: no worker for the model, the request was refused, or it took too long.
         """
         body = {"model": model, "input": list(texts), "encoding_format": encoding}
-
-        async def ask(address: str) -> dict[str, Any]:
-            document = await self._ask_worker(address, "/worker_get_embeddings", body)
-            _raise_error(document, model, "input")
-            return document
-
-        return await self._on_some_worker(model, ask)
-
-    async def _on_some_worker(self, model: str, call: Callable[[str], Awaitable[T]]) -> T:
-        """The result of `call(address)` for a worker of the model.
-
-        A worker that cannot be reached, or is full, is left for another as long as nothing was received from
-        it.
-        """
-        tried: set[str] = set()
-        last: OpenAIError | None = None
-        for _ in range(ATTEMPTS):
-            address = await self._worker_for(model)
-            if address in tried:
-                break
-            tried.add(address)
+        tries = _Tries(self, model)
+        while True:
+            address = await tries.next()
             try:
-                return await call(address)
+                timeout = aiohttp.ClientTimeout(total=EMBEDDING_SECONDS, sock_connect=CONNECT_SECONDS)
+                document = await self._ask_worker(address, "/worker_get_embeddings", body, timeout)
+                _raise_error(document, model, "input")
+                return document
             except WorkerGoneError as error:
-                log.warning("worker %s: %s", address, error)
-                last = OpenAIError(503, f"The worker for `{model}` cannot be reached.", code="no_worker")
-                await self._refresh()
+                if isinstance(error.__cause__, asyncio.TimeoutError) and not _unreached(error.__cause__):
+                    # The worker is busy with it: another one would be as long.
+                    raise OpenAIError(504, "The worker took too long.", code="worker_timeout") from error
+                tries.gone(address, error)
             except _RefusedError as error:
-                last = error.error
-        raise last or no_worker(model)
+                tries.refused(address, error.error)
 
-    async def _start(self, address: str, params: dict[str, Any]) -> WorkerAnswer:
-        completed = await self._complete(address, params)
-        documents = self._documents(address, completed)
-        try:
-            first = await anext(documents)
-            _raise_error(first, params["model"], "messages")
-        except BaseException:
-            await documents.aclose()
-            raise
-        return WorkerAnswer(first, documents, params["model"])
-
-    async def _complete(self, address: str, params: dict[str, Any]) -> dict[str, Any]:
+    async def _complete(self, address: str, params: Document) -> Document:
         """Parameters with what this worker needs: FastChat's own wants a number in `max_new_tokens` that
         fits."""
         if params.get("max_new_tokens") is not None:
             return params
-        details = await self.details(address, params["model"])
+        details = await self._ask_worker(address, "/model_details", {"model": params["model"]})
         if details.get("messages"):
             return params
-        used = await self.count_tokens(address, params["model"], params["prompt"])
+        question = {"model": params["model"], "prompt": params["prompt"]}
+        used = int((await self._ask_worker(address, "/count_token", question))["count"])
         return {**params, "max_new_tokens": max(int(details["context_length"]) - used, 1)}
 
-    async def _documents(self, address: str, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def _documents(self, address: str, params: Document) -> AsyncGenerator[Document, None]:
+        """A worker's documents up to the one with a finish reason. Raises WorkerGoneError."""
         buffer = b""
+        params = await self._complete(address, params)
         try:
             async with self._session.post(address + "/worker_generate_stream", json=params) as response:
                 if response.status != 200:
@@ -146,45 +138,24 @@ class Upstream:
                 async for data in response.content.iter_any():
                     buffer += data
                     *documents, buffer = buffer.split(DELIMITER)
-                    for document in documents:
-                        yield _document(document)
+                    for data in documents:  # noqa: PLW2901
+                        document = _document(data)
+                        yield document
+                        if document.get("finish_reason"):
+                            return
                     if len(buffer) > MAX_DOCUMENT:
                         raise WorkerGoneError("sent a document without end")
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise WorkerGoneError(repr(error)) from error
         raise WorkerGoneError("ended its answer early")
 
-    async def _worker_for(self, model: str) -> str:
-        address = str((await self._ask_controller("/get_worker_address", {"model": model}))["address"])
-        if address:
-            return address
-        if model == self._served_name:
-            raise no_worker(model)
-        raise model_not_found(model, await self.models())
-
-    async def _refresh(self) -> None:
-        """Let the controller look which workers are still there."""
-        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
-            self._refreshed = time.monotonic()
-            await self._ask_controller("/refresh_all_workers", {})
-
-    async def _ask_controller(self, path: str, body: dict[str, Any]) -> Any:
-        timeout = aiohttp.ClientTimeout(total=CONTROLLER_SECONDS)
+    async def _ask_worker(
+        self, address: str, path: str, body: Document, timeout: aiohttp.ClientTimeout | None = None
+    ) -> Document:
         try:
             async with self._session.post(
-                self._controller_url + path, json=body, timeout=timeout
+                address + path, json=body, timeout=timeout or self._session.timeout
             ) as response:
-                response.raise_for_status()
-                return await response.json()
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-            log.warning("controller %s%s: %r", self._controller_url, path, error)
-            raise OpenAIError(
-                503, "The controller does not answer; try again later.", code="no_controller"
-            ) from error
-
-    async def _ask_worker(self, address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            async with self._session.post(address + path, json=body) as response:
                 if response.status != 200:
                     raise WorkerGoneError(f"{path} answered HTTP {response.status}")
                 document = await response.json(content_type=None)
@@ -193,6 +164,56 @@ class Upstream:
         if not isinstance(document, dict):
             raise WorkerGoneError(f"{path} did not answer a JSON object")
         return document
+
+    async def worker_for(self, model: str, tried: set[str]) -> str:
+        """Address of a worker, best one that was not tried. Raises OpenAIError when there is none."""
+        address = await self._controller.worker(model, tried)
+        if address:
+            return address
+        if model == self._served_name:
+            raise no_worker(model)
+        raise model_not_found(model, await self.models())
+
+    def avoid(self, address: str) -> None:
+        """Prefer other workers for a while."""
+        self._controller.avoid(address)
+
+
+class _Tries:
+    """The workers that one request is tried on."""
+
+    def __init__(self, upstream: Upstream, model: str) -> None:
+        self._upstream = upstream
+        self._model = model
+        self._left = ATTEMPTS
+        self._refused: set[str] = set()
+        self._gone: list[str] = []
+        self._error: OpenAIError | None = None
+
+    async def next(self) -> str:
+        """The worker to try now. Raises OpenAIError when enough were tried."""
+        if not self._left:
+            raise self._error or no_worker(self._model)
+        self._left -= 1
+        address = await self._upstream.worker_for(self._model, {*self._refused, *self._gone})
+        if self._error is not None and (address in self._refused or self._gone.count(address) > 1):
+            raise self._error
+        if address in self._gone:
+            await asyncio.sleep(AGAIN_SECONDS)
+        return address
+
+    def gone(self, address: str, error: WorkerGoneError) -> None:
+        """This one could not be reached, or was lost before its first token."""
+        log.warning("worker %s: %s", address, error)
+        self._upstream.avoid(address)
+        self._gone.append(address)
+        message = f"The worker for `{self._model}` cannot be reached."
+        self._error = OpenAIError(503, message, code="no_worker")
+
+    def refused(self, address: str, error: OpenAIError) -> None:
+        """This one takes no request now."""
+        self._refused.add(address)
+        self._error = error
 
 
 class _RefusedError(Exception):
@@ -203,16 +224,26 @@ class _RefusedError(Exception):
         self.error = error
 
 
-def _raise_error(document: dict[str, Any], model: str, prompt: str) -> None:
-    """Raise what a worker's first document reports: an OpenAIError, or a _RefusedError when another may
-    do."""
+def _unreached(error: BaseException) -> bool:
+    return isinstance(error, aiohttp.ConnectionTimeoutError)
+
+
+def _raise_error(document: Document, model: str, prompt: str, *, started: bool = False) -> None:
+    """Raise what a worker's document reports: an OpenAIError, or a _RefusedError when another may do."""
     code = document.get("error_code")
     if code:
         error = from_worker(int(code), str(document.get("text", "")), model, prompt)
-        raise _RefusedError(error) if code in _ELSEWHERE else error
+        raise _RefusedError(error) if code in _ELSEWHERE and not started else error
 
 
-def _document(data: bytes) -> dict[str, Any]:
+def _has_token(document: Document, params: Document) -> bool:
+    """Whether there is a token of the answer in it: a worker repeats an empty answer while it is busy."""
+    before = params["prompt"] if params.get("echo") else ""
+    generated = (document.get("usage") or {}).get("completion_tokens", 0)
+    return bool(generated or document.get("finish_reason")) or document["text"] not in ("", before)
+
+
+def _document(data: bytes) -> Document:
     try:
         document = json.loads(data)
     except ValueError:
@@ -220,42 +251,3 @@ def _document(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
         raise WorkerGoneError("sent a document without text")
     return document
-
-
-class WorkerAnswer:
-    """An answer under way: an async iterator of documents, up to the one with a finish reason.
-
-    `anext` raises OpenAIError when the worker reports an error or stops too early.
-    """
-
-    def __init__(self, first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], None], model: str) -> None:
-        self._next: dict[str, Any] | None = first
-        self._rest = rest
-        self._model = model
-        self._ended = False
-
-    def __aiter__(self) -> WorkerAnswer:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        if self._ended:
-            await self.aclose()
-            raise StopAsyncIteration
-        document = self._next or await self._receive()
-        self._next = None
-        if document.get("error_code"):
-            raise from_worker(document["error_code"], document["text"], self._model)
-        self._ended = bool(document.get("finish_reason"))
-        return document
-
-    async def aclose(self) -> None:
-        """Close the connection, which tells the worker to stop."""
-        await self._rest.aclose()
-
-    async def _receive(self) -> dict[str, Any]:
-        try:
-            return await anext(self._rest)
-        except WorkerGoneError as error:
-            log.warning("answer broken off: %s", error)
-            message = "The worker stopped before the answer was complete."
-            raise OpenAIError(500, message, code="worker_failed") from error

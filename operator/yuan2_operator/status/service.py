@@ -45,7 +45,7 @@ Deployment = Mapping[str, Any]
 _HINTS = {
     COMPONENT_CONTROLLER: "the controller is starting",
     COMPONENT_WORKER: "the worker is loading the model and registers with the controller afterwards",
-    COMPONENT_API: "the API server waits for a worker with the model to register",
+    COMPONENT_API: "the API server is starting",
 }
 
 

@@ -59,17 +59,32 @@ def test_every_route_wants_a_key_that_is_in_the_secret_now(service: Service, sta
         ask(service.client(api, api_key="sk-one"))
 
 
-def test_a_restarted_controller_knows_the_worker_again(service: Service):
+def test_a_restart_of_the_controller_fails_no_request(service: Service):
     port = int(service.controller.url.rsplit(":", 1)[1])
+    assert ask(service.client()).choices
     service.controller.kill()
-    with pytest.raises(openai.InternalServerError) as raised:
-        ask(service.client())
-    assert (raised.value.status_code, raised.value.code) == (503, "no_controller")
-    assert httpx.get(service.api.url + "/readyz").status_code == 503
+    assert ask(service.client()).choices
+    assert [card.id for card in service.client().models.list()] == ["yuan2"]
+    assert service.api.probe("/readyz")
 
     service.controller = service.stack.controller(port).ready("/test_connection")
-    wait_for("the worker's new registration", lambda: service.api.probe("/readyz"), 5)
+    assert ask(service.client()).choices  # the worker has not registered yet
+    wait_for("the worker's new registration", lambda: service.worker.probe("/readyz"), 5)
     assert ask(service.client()).choices
+
+
+def test_without_a_controller_and_without_workers_clients_get_openais_503(service: Service, stack: Stack):
+    """The API server is ready all the while: a connection that is refused would say less."""
+    api = stack.api(serve_job(service.model, "http://127.0.0.1:9")).ready()
+    with pytest.raises(openai.InternalServerError) as raised:
+        ask(service.client(api))
+    assert (raised.value.status_code, raised.value.code) == (503, "no_controller")
+    assert raised.value.response.headers["retry-after"]
+    controller = stack.controller().ready("/test_connection")
+    api = stack.api(serve_job(service.model, controller.url)).ready()
+    with pytest.raises(openai.InternalServerError) as raised:
+        ask(service.client(api))
+    assert (raised.value.status_code, raised.value.code) == (503, "no_worker")
 
 
 def test_workers_that_go_leave_clear_ends_and_a_service_that_answers(
@@ -104,7 +119,7 @@ def test_workers_that_go_leave_clear_ends_and_a_service_that_answers(
     with pytest.raises(openai.InternalServerError) as raised:
         ask(client)
     assert (raised.value.status_code, raised.value.code) == (503, "no_worker")
-    wait_for("an API server that is not ready", lambda: httpx.get(api.url + "/readyz").status_code == 503, 15)
+    assert api.probe("/readyz")
     assert api.terminate() == 0
 
 

@@ -125,6 +125,7 @@ class Controller:
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
         self.beats = 0
+        self.clients: set[tuple[str, int]] = set()
         self.server: HttpServer | None = None
         self.port = free_port()
 
@@ -136,6 +137,8 @@ class Controller:
 
         async def beat(request: Request) -> Response:
             self.beats += 1
+            assert request.client is not None
+            self.clients.add((request.client.host, request.client.port))
             return JSONResponse({"exist": (await request.json())["worker_name"] in self.known})
 
         routes = [
@@ -190,6 +193,35 @@ async def test_a_worker_stays_registered_through_whatever_the_controller_does():
         await beats
     await controller.stop()
     await registration.withdraw()  # nobody there: no error
+
+
+async def test_a_heart_beat_never_uses_a_connection_that_the_controller_is_closing():
+    controller = Controller()
+    await controller.start()
+    assert controller.server is not None
+    registration = Registration(
+        f"http://127.0.0.1:{controller.port}",
+        "http://w:1",
+        lambda: {"model_names": ["yuan2"], "queue_length": 0},
+        0.02,
+    )
+    beats = asyncio.create_task(registration.run())
+    await until(lambda: controller.beats > 5)
+    assert len(controller.clients) > 5  # a connection each
+    beats.cancel()
+    with suppress(asyncio.CancelledError):
+        await beats
+    await controller.stop()
+
+
+async def test_our_servers_keep_idle_connections_longer_than_clients_pool_them():
+    async def hello(_: Request) -> Response:
+        return Response("hello")
+
+    server = HttpServer(Starlette(routes=[Route("/", hello)]), free_port(), "127.0.0.1")
+    await server.start()
+    assert server.config.timeout_keep_alive > 60  # nginx and AWS pool for 60 s, aiohttp for 15
+    await server.stop()
 
 
 async def test_a_port_that_is_taken_is_an_error_of_ours():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from tests.support.ports import free_port
 from tests.support.serving import serve_job
+from yuan2_server import upstream as upstream_module
 from yuan2_server.auth import KeyDirectory
 from yuan2_server.lifecycle import HttpServer
 from yuan2_server.openai_api import ApiServer
@@ -47,6 +48,7 @@ def streaming(*parts: bytes) -> Answer:
     return answer
 
 
+HELLO = ["He", "Hello", "Hello"]
 FINE = streaming(document("He"), document("Hello")[:9], document("Hello")[9:], document("Hello", "stop"))
 
 
@@ -56,25 +58,27 @@ class Cluster:
     def __init__(self, exit_stack: AsyncExitStack) -> None:
         self._exit = exit_stack
         self.workers: list[str] = []
-        self.calls: list[str] = []
+        self.queues: dict[str, int] = {}
+        self.asked: list[str] = []
+        self.servers: list[HttpServer] = []
         self.requests: list[dict[str, Any]] = []
         self.url = ""
 
     async def start(self) -> None:
-        async def address(_: Request) -> Response:
-            return JSONResponse({"address": self.workers[0] if self.workers else ""})
+        async def address(request: Request) -> Response:
+            """FastChat's shortest_queue."""
+            self.asked.append(request.url.path)
+            if not self.workers:
+                return JSONResponse({"address": ""})
+            shortest = min(self.workers, key=lambda worker: self.queues.get(worker, 0))
+            self.queues[shortest] = self.queues.get(shortest, 0) + 1
+            return JSONResponse({"address": shortest})
 
-        async def models(_: Request) -> Response:
+        async def models(request: Request) -> Response:
+            self.asked.append(request.url.path)
             return JSONResponse({"models": ["yuan2"] if self.workers else []})
 
-        async def refresh(_: Request) -> Response:
-            self.calls.append("refresh")
-            self.workers.pop(0)
-            return JSONResponse(None)
-
-        self.url = await self._serve(
-            [("/get_worker_address", address), ("/list_models", models), ("/refresh_all_workers", refresh)]
-        )
+        self.url = await self._serve([("/get_worker_address", address), ("/list_models", models)])
 
     async def worker(self, answer: Answer, details: dict[str, Any] | None = None) -> None:
         async def generate(request: Request) -> Response:
@@ -87,10 +91,17 @@ class Cluster:
         async def count(_: Request) -> Response:
             return JSONResponse({"count": 40, "error_code": 0})
 
+        async def embed(request: Request) -> Response:
+            self.requests.append(await request.json())
+            if self.requests[-1]["input"] == ["never"]:
+                await asyncio.sleep(0.5)
+            return JSONResponse({"embedding": [[1.0]], "token_num": 1})
+
         routes = [
             ("/worker_generate_stream", generate),
             ("/model_details", show_details),
             ("/count_token", count),
+            ("/worker_get_embeddings", embed),
         ]
         self.workers.append(await self._serve(routes))
 
@@ -102,8 +113,42 @@ class Cluster:
         app = Starlette(routes=[Route(path, handler, methods=["POST"]) for path, handler in routes])
         server = HttpServer(app, port, "127.0.0.1")
         await server.start()
+        self.servers.append(server)
         self._exit.push_async_callback(server.stop)
         return f"http://127.0.0.1:{port}"
+
+
+class OneRequestAConnection:
+    """Answers the first request of each connection and breaks it at the second, as a server does that closes
+    an idle connection while a request is on its way."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):  # the client closed the connection first
+            await self._read(reader)
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            writer.write(head % len(self._body) + self._body)
+            await writer.drain()
+            await self._read(reader)
+        writer.close()
+        await writer.wait_closed()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        await reader.readexactly(length)
 
 
 @asynccontextmanager
@@ -120,21 +165,86 @@ PARAMS = {"model": "yuan2", "prompt": "x", "max_new_tokens": 5}
 
 
 async def texts(upstream: Upstream, **change: Any) -> list[str]:
-    return [document["text"] async for document in await upstream.generate({**PARAMS, **change})]
+    return [document["text"] async for document in upstream.generate({**PARAMS, **change}) if document]
 
 
 async def test_documents_are_read_whatever_the_packets():
     async with cluster_and_upstream() as (cluster, upstream):
         await cluster.worker(FINE)
-        assert await texts(upstream) == ["He", "Hello", "Hello"]
+        assert await texts(upstream) == HELLO
 
 
-async def test_a_dead_worker_is_left_for_the_next_one_and_the_controller_told():
+async def test_an_unreachable_worker_is_left_for_others_and_costs_the_controller_nothing():
     async with cluster_and_upstream() as (cluster, upstream):
         cluster.dead_worker()
         await cluster.worker(FINE)
-        assert await texts(upstream) == ["He", "Hello", "Hello"]
-        assert cluster.calls == ["refresh"]
+        for _ in range(3):
+            assert await texts(upstream) == HELLO
+        # Under shortest_queue the dead one is named first, then both in turns; nobody is asked to refresh.
+        assert set(cluster.asked) == {"/get_worker_address"}
+
+
+async def test_a_worker_that_is_lost_before_its_first_token_is_replaced_by_another_one():
+    """Also when it had said that the request waits: an empty answer is no answer yet."""
+    async with cluster_and_upstream() as (cluster, upstream):
+        await cluster.worker(streaming(document(""), document("")))
+        await cluster.worker(FINE)
+        assert await texts(upstream) == HELLO
+        assert [request["prompt"] for request in cluster.requests] == ["x", "x"]
+
+
+async def test_the_only_worker_is_asked_again_when_a_connection_breaks():
+    """A peer that closes an idle connection just when the next request goes out on it."""
+    async with cluster_and_upstream() as (cluster, upstream):
+        worker = OneRequestAConnection(document("Hello", "stop"))
+        cluster.workers = [await worker.start()]
+        for _ in range(3):
+            assert await texts(upstream) == ["Hello"]
+        await worker.stop()
+        worker = OneRequestAConnection(b'{"embedding": [[1.0]], "token_num": 1}')
+        cluster.workers = [await worker.start()]
+        for _ in range(3):
+            assert (await upstream.embed("yuan2", ["x"], "float"))["token_num"] == 1
+        await worker.stop()
+
+
+async def test_the_controller_is_asked_again_when_a_connection_breaks():
+    controller = OneRequestAConnection(b'{"models": ["yuan2"]}')
+    upstream = Upstream(await controller.start(), "yuan2")
+    for _ in range(4):
+        assert await upstream.models() == ["yuan2"]
+    await upstream.close()
+    await controller.stop()
+
+
+async def test_a_controller_that_is_away_or_has_forgotten_its_workers_fails_no_request():
+    async with cluster_and_upstream() as (cluster, upstream):
+        await cluster.worker(FINE)
+        assert await texts(upstream) == HELLO
+        assert await upstream.models() == ["yuan2"]
+        known, cluster.workers = cluster.workers, []
+        assert await texts(upstream) == HELLO  # started again: nobody has registered yet
+        cluster.workers = known
+        await cluster.servers[0].stop()
+        assert await texts(upstream) == HELLO
+        assert await upstream.models() == ["yuan2"]
+        await cluster.servers[1].stop()
+        with pytest.raises(OpenAIError) as raised:
+            await texts(upstream)
+        assert raised.value.status == 503
+
+
+async def test_embeddings_that_take_too_long_are_not_asked_of_the_next_worker(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(upstream_module, "EMBEDDING_SECONDS", 0.05)
+    async with cluster_and_upstream() as (cluster, upstream):
+        await cluster.worker(FINE)
+        await cluster.worker(FINE)
+        with pytest.raises(OpenAIError) as raised:
+            await upstream.embed("yuan2", ["never"], "float")
+        assert (raised.value.status, raised.value.code) == (504, "worker_timeout")
+        assert len(cluster.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -174,8 +284,10 @@ async def test_another_status_than_200_is_an_error_and_not_an_empty_success():
 async def test_an_answer_that_breaks_off_ends_with_an_error_after_what_there_was(end: bytes):
     async with cluster_and_upstream() as (cluster, upstream):
         await cluster.worker(streaming(document("He"), end))
-        documents = await upstream.generate(PARAMS)
-        assert (await anext(documents))["text"] == "He"
+        documents = upstream.generate(PARAMS)
+        first = await anext(documents)
+        assert first is not None
+        assert first["text"] == "He"
         with pytest.raises(OpenAIError) as raised:
             await anext(documents)
         assert (raised.value.status, raised.value.code) == (500, "worker_failed")
@@ -185,7 +297,7 @@ async def test_models_that_are_not_served_and_models_without_a_worker():
     async with cluster_and_upstream() as (_, upstream):
         for model, status in (("yuan2", 503), ("other", 404)):
             with pytest.raises(OpenAIError) as raised:
-                await upstream.generate({**PARAMS, "model": model})
+                await texts(upstream, model=model)
             assert raised.value.status == status
 
 
