@@ -14,8 +14,6 @@ from tests.support.serving import Program, Stack, serve_job, tiny_model
 from yuan2_core.contract import ServeJob
 from yuan2_core.tokenizer import Yuan2Tokenizer
 
-pytest.importorskip("fastchat", reason="FastChat is not installed in this environment")
-
 
 @dataclass
 class Service:

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.integration.server.conftest import Service
-
-pytest.importorskip("gradio", reason="gradio is not installed in this environment")
 
 
 class Browser:

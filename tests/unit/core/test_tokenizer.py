@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -12,13 +11,11 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.published import PUBLISHED, published_tokenizer
 from yuan2_core.errors import TokenizerError
 from yuan2_core.sentencepiece_model import append_pieces
 from yuan2_core.special_tokens import ADDED, EOD, PIECES, SEP, SPECIAL_TOKENS, STRUCTURE
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
-
-PROJECT = Path(__file__).parents[3]
-PUBLISHED = PROJECT / os.environ.get("YUAN2_SHARED_DATA", "../shared/data") / "yuan2-tokenizer.model"
 
 words = st.sampled_from(
     [*SPECIAL_TOKENS, "<n>", "\u2581", " ", "  ", "\n", "Yuan", "语言", "<s>", "<0x41>", "🤖"]
@@ -112,20 +109,23 @@ def test_a_tokenizer_travels_to_another_process(tokenizer: Yuan2Tokenizer) -> No
     assert copy.encode("Who are you?<sep>") == tokenizer.encode("Who are you?<sep>")
 
 
-def test_published_tokenizer_has_the_published_ids() -> None:
-    tokenizer = _published()
-    assert (tokenizer.eod_id, tokenizer.sep_id, tokenizer.pad_id) == (77185, 77187, 77188)
-    assert [tokenizer.special_ids[text] for text in ADDED] == [134953, 134954, 134955, 134956, 134957]
-    assert tokenizer.vocab_size == 134_958
-    assert set(tokenizer.special_ids) == set(SPECIAL_TOKENS)
+if PUBLISHED:
+
+    def test_published_tokenizer_has_the_published_ids() -> None:
+        tokenizer = published_tokenizer()
+        assert (tokenizer.eod_id, tokenizer.sep_id, tokenizer.pad_id) == (77185, 77187, 77188)
+        assert [tokenizer.special_ids[text] for text in ADDED] == [134953, 134954, 134955, 134956, 134957]
+        assert tokenizer.vocab_size == 134_958
+        assert set(tokenizer.special_ids) == set(SPECIAL_TOKENS)
 
 
-@pytest.mark.parametrize("which", ["trained", "published"])
+@pytest.mark.parametrize("which", ["trained", *PUBLISHED])
 def test_transformers_reads_what_was_saved_the_same_way(
     which: str, tokenizer: Yuan2Tokenizer, tmp_path: Path
 ) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed here")
-    ours = tokenizer if which == "trained" else _published()
+    import transformers
+
+    ours = tokenizer if which == "trained" else published_tokenizer()
     ours.save_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, use_fast=False)
     text = "Who are you?<n>I am Yuan. <sep>我是源<eod> a <FIM_PREFIX>\tx <commit_msg>  y🤖"
@@ -261,12 +261,6 @@ def test_two_ids_for_one_added_token_are_refused(tokenizer: Yuan2Tokenizer, tmp_
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
     with pytest.raises(TokenizerError, match=r"token <x> has id 901 here and 900 in added_tokens\.json"):
         Yuan2Tokenizer.from_pretrained(tmp_path)
-
-
-def _published() -> Yuan2Tokenizer:
-    if not PUBLISHED.exists():
-        pytest.skip(f"the published tokenizer is not at {PUBLISHED}; set YUAN2_SHARED_DATA")
-    return Yuan2Tokenizer.from_pretrained(PUBLISHED)
 
 
 def _train_plain(directory: Path, **changes: object) -> bytes:

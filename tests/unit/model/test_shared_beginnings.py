@@ -193,6 +193,7 @@ def test_an_old_flash_attn_is_not_used(
     attention.flash_attn_version.cache_clear()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or not attention.flash_attn_version(), reason="needs a GPU and flash_attn"
 )
