@@ -56,10 +56,10 @@ def train(workspace: Workspace) -> str:
 
     from yuan2_trainer.checkpoint.export import export_model
     from yuan2_trainer.reporting.run_record import completed_step, make_record, write_record
-    from yuan2_trainer.train.identity import run_identity
+    from yuan2_trainer.train.identity import differences, run_identity
 
-    identity = run_identity(job, prepared.fingerprint, prepared.eval_fingerprint)
-    done = completed_step(job, identity)
+    identity = run_identity(job, prepared)
+    done = completed_step(job, lambda before: not differences(before, identity))
     if done is not None:
         return f"{job.output} holds the result of this very run already: {done} steps"
     loop, position = build_loop(job, workspace, prepared, identity)
@@ -219,13 +219,18 @@ def _tracker(workspace: Workspace, prepared: Prepared, position: Position, total
 
 
 def _refuse_another_run(before: dict[str, Any], now: dict[str, Any], directory: Path) -> None:
-    from yuan2_trainer.train.identity import differences
+    from yuan2_trainer.train.identity import differences, names_its_base
 
     changed = differences(before, now)
     if changed:
         raise JobError(
             f"output: {directory.parent} holds checkpoints of another run: {'; '.join(changed)}; "
             "give another output path, or delete that directory to begin anew"
+        )
+    if not names_its_base(before):
+        _LOG.warning(
+            "the checkpoints of an earlier release do not say which base model they were trained from: "
+            "that of model.source is taken for it"
         )
 
 

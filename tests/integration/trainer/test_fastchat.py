@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.support.ports import free_port
 from tests.support.ranks import run_processes, start_processes, train
-from tests.support.training import REPOSITORY, losses, metrics
+from tests.support.training import REPOSITORY, losses, metrics, write_model
 from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS
 from yuan2_trainer.pod.launcher import load_job
 
@@ -100,6 +100,11 @@ def test_a_run_goes_on_from_the_checkpoints_in_its_output(inputs: tuple[Path, Pa
     log = (tmp_path / "two" / "rank-0.log").read_text()
     assert "going on from step-000012" in log
     assert losses(resumed) == losses(whole)
+
+    shutil.rmtree(resumed / "model")
+    another = write_model(tmp_path / "another", seed=1)
+    assert fastchat(command_line((another, inputs[1]), resumed), tmp_path / "three") == [78]
+    assert "the base model" in (tmp_path / "three" / "rank-0.log").read_text().splitlines()[-1]
 
 
 def test_an_adapter_is_trained_and_evaluated(inputs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.ranks import run_ranks, train
-from tests.support.training import losses, make_job, metrics
+from tests.support.training import losses, make_job, metrics, write_model
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.pod.workspace import Workspace
 from yuan2_trainer.reporting.progress import read_snapshot
@@ -215,6 +215,34 @@ def test_checkpoints_of_another_run_are_refused_with_what_differs(
     assert outcome.reason == "InvalidJob"
     assert "training.learningRate was 0.001 and is 0.002" in outcome.message
     assert "another output path" in outcome.message
+
+
+@pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
+def test_checkpoints_do_not_go_on_over_another_base_model(
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """Of the same size, under the same name."""
+    output = cut_back(trained(**{**BASE, **method}), 4, tmp_path / "output")
+    other = write_model(tmp_path / "model", seed=1)
+    job = make_job(other, inputs[1], output, **{**BASE, **method})
+    outcome = run_ranks(job, tmp_path / "workspace")[0]
+    assert (outcome.exit_code, outcome.reason) == (78, "InvalidJob")
+    assert "the base model (config.json or the weights of model.source) changed" in outcome.message
+
+
+def test_checkpoints_of_an_earlier_release_go_on_with_a_warning(
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """They do not say which base model they were trained from."""
+    output = cut_back(trained(**BASE), 4, tmp_path / "output")
+    for path in (output / "checkpoints").glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        del manifest["identity"]["model.files"], manifest["optimizer_step"]
+        path.write_text(json.dumps(manifest))
+    train(job_of(inputs, output), tmp_path / "workspace")
+    log = (tmp_path / "workspace" / "rank-0.log").read_text()
+    assert "do not say which base model" in log
+    assert losses(output) == losses(trained(**BASE))
 
 
 def test_only_the_newest_checkpoints_are_kept(trained: Train) -> None:

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, a run's identity, torchrun's options, processors."""
+"""DeepSpeed's configuration, torchrun's options, processors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from yuan2_core.processors import available_cpus, threads_per_process
 from yuan2_trainer.model.deepspeed import engine_config, parameter_groups
 from yuan2_trainer.pod.launcher import node_rank, torchrun_options
 from yuan2_trainer.pod.outcome import JobError
-from yuan2_trainer.train.identity import differences, run_identity
 
 POD = {
     "MASTER_ADDR": "tiny-1-0.tiny",
@@ -85,22 +84,6 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert plain["weight_decay"] == 0.0
     assert [tuple(item.shape) for item in plain["params"]] == [(3,), (3,), (3,)]
     assert len(parameter_groups([("w", torch.nn.Parameter(torch.zeros(2, 2)))], 0.1)) == 1
-
-
-def test_speed_settings_may_change_between_attempts() -> None:
-    before = run_identity(job(micro_batch_size=4, gradient_accumulation_steps=2), "f")
-    now = run_identity(job(micro_batch_size=1, gradient_accumulation_steps=8, processes=2, stage=3), "f")
-    assert differences(before, now) == []
-
-
-def test_what_would_change_the_result_may_not() -> None:
-    before, now = run_identity(job(seed=1), "f"), run_identity(job(seed=2, max_steps=None, epochs=1.0), "g")
-    assert differences(before, now) == [
-        "the prepared data (dataset, tokenizer or maxLength) changed",
-        "training.epochs was absent and is 1.0",
-        "training.maxSteps was 6 and is absent",
-        "training.seed was 1 and is 2",
-    ]
 
 
 def launch(nodes: int, processes: int) -> Launch:

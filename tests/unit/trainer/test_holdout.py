@@ -138,7 +138,16 @@ def test_another_file_is_read_by_the_same_rules_and_named_in_errors(hold_out: An
 
 def test_a_run_is_told_apart_by_what_it_is_judged_on(tmp_path: Path) -> None:
     def identity(fingerprint: str | None = None, **changes: Any) -> dict[str, Any]:
-        return run_identity(make_job(tmp_path, tmp_path, tmp_path, **changes), "f", fingerprint)
+        prepared = Prepared(
+            samples=1,
+            dropped_samples=0,
+            longest=1,
+            tokens=1,
+            fingerprint="f",
+            pad_id=0,
+            eval_fingerprint=fingerprint,
+        )
+        return run_identity(make_job(tmp_path, tmp_path, tmp_path, **changes), prepared)
 
     assert "dataset.evalFraction" not in identity()
     assert identity(eval_fraction=0.1, evaluation={"every_steps": 2}) == identity(eval_fraction=0.1)

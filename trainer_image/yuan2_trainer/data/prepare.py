@@ -43,6 +43,8 @@ class Prepared(BaseModel):
     """Sequences held out to evaluate on."""
     eval_fingerprint: str | None = None
     """Fingerprint of the evaluation's own data, if they are none of the others."""
+    base_fingerprint: str = ""
+    """Of the model that training starts from."""
 
 
 class Facts(BaseModel):

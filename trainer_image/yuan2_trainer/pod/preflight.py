@@ -14,6 +14,7 @@ from yuan2_core.presets import config_differences
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import check_model_directory
 from yuan2_model.dimensions import Dimensions
+from yuan2_model.fingerprint import model_fingerprint
 from yuan2_trainer.data.holdout import set_aside
 from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
 from yuan2_trainer.data.rendering import Beat
@@ -43,7 +44,7 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
             f"the model at most {dimensions.max_position_embeddings}; set training.maxLength to that or less"
         )
     check_room(Path(job.output), room_after_data(job, dimensions, prepared.samples))
-    return prepared
+    return prepared.model_copy(update={"base_fingerprint": model_fingerprint(job.model.path)})
 
 
 def check_model(job: TrainJob) -> Dimensions:

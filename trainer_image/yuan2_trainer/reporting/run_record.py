@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,19 @@ def write_record(
     replace(Path(job.output) / JOB_RECORD, text + "\n")
 
 
-def completed_step(job: TrainJob, identity: dict[str, Any]) -> int | None:
-    """The last step of this very run when it is complete and what it exports is there, else `None`."""
+def completed_step(job: TrainJob, is_this_run: Callable[[dict[str, Any]], bool]) -> int | None:
+    """The last step of this very run when it is complete and what it exports is there, else `None`.
+
+    Args:
+        job: names the output.
+        is_this_run: whether an identity is that of this run.
+    """
     text = read_text(Path(job.output) / JOB_RECORD)
     if text is None or not is_exported(job):
         return None
     try:
         record = json.loads(text)
-        done = record["complete"] is True and record["identity"] == identity
+        done = record["complete"] is True and is_this_run(record["identity"])
         return int(record["step"]) if done else None
     except (ValueError, KeyError, TypeError):
         return None
