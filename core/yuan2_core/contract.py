@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from yuan2_core.document import Contract
 
 JOB_FILE = PurePosixPath("/etc/yuan2/job.json")
 KEYS_DIRECTORY = PurePosixPath("/etc/yuan2/keys")
@@ -76,23 +77,6 @@ TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Contract(BaseModel):
-    """camelCase JSON, immutable, unknown fields refused."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-    def to_json(self) -> str:
-        """The document as it stands in a ConfigMap or an HTTP body: camelCase, without absent fields."""
-        return self.model_dump_json(by_alias=True, exclude_none=True)
 
 
 class Full(Contract):
@@ -284,6 +268,7 @@ class TrainJob(Contract):
 TrainState = Literal[
     "starting",
     "preparing",
+    "loading",
     "training",
     "evaluating",
     "saving",
@@ -339,6 +324,8 @@ class Progress(Measurements):
     last_step_age_seconds: float | None = None
     """Seconds since the last optimizer step, or the last micro batch of an evaluation, ended: grows when a
     rank hangs."""
+    state_age_seconds: float | None = None
+    """Seconds since `state` last changed, by the pod's own clock; absent from older trainers."""
     seconds_total: float = 0.0
     """Wall time of this attempt since its process started."""
 

@@ -60,6 +60,10 @@ class Unavailable(ApiError):  # noqa: N818
     """429, 5xx or no answer: try again."""
 
 
+class TooLong(ApiError):  # noqa: N818
+    """An answer has more bytes than the caller takes."""
+
+
 class Credentials(Protocol):
     """What is needed of a login; kopf.ConnectionInfo has it."""
 
@@ -116,6 +120,8 @@ class Call:
     content_type: str = JSON
     timeout: float = REQUEST_SECONDS
     """Seconds for the whole answer."""
+    limit: int | None = None
+    """Bytes of an answer that are taken; more raise `TooLong`."""
 
 
 class Client:
@@ -184,10 +190,12 @@ class Client:
             Call("PATCH", "patch_status", resource, path, params, body, content_type=MERGE_PATCH)
         )
 
-    async def proxy_pod(self, namespace: str, pod: str, port: int, path: str, timeout: float) -> bytes:
-        """GET from a pod through the API server."""
+    async def proxy_pod(
+        self, namespace: str, pod: str, port: int, path: str, *, timeout: float, limit: int
+    ) -> bytes:
+        """GET from a pod through the API server: at most `limit` bytes of an answer that is not trusted."""
         target = PODS.path(namespace, f"{pod}:{port}", "proxy") + path
-        return await self._send(Call("GET", "proxy", PODS, target, timeout=timeout))
+        return await self._send(Call("GET", "proxy", PODS, target, timeout=timeout, limit=limit))
 
     def _tls(self) -> ssl.SSLContext | bool:
         return self._credentials.as_ssl_context() if self._credentials.server.startswith("https") else False
@@ -209,14 +217,35 @@ class Client:
         url = self._credentials.server.rstrip("/") + call.path
         try:
             async with self._session.request(
-                call.method, url, params=call.params, data=data, headers=headers, timeout=limit
+                call.method,
+                url,
+                params=call.params,
+                data=data,
+                headers=headers,
+                timeout=limit,
+                # The API server redirects nobody; a pod behind its proxy might.
+                allow_redirects=False,
             ) as response:
-                payload = await response.read()
-                if response.status >= 400:
+                payload = await read_all(response.content, call.limit)
+                if response.status >= 300:
                     raise error_of(response.status, payload, response.headers)
                 return payload
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise Unavailable(f"{call.method} {call.path}: {error or type(error).__name__}") from error
+
+
+async def read_all(stream: aiohttp.StreamReader, limit: int | None) -> bytes:
+    """The whole body of an answer.
+
+    Raises:
+        TooLong: it has more than `limit` bytes.
+    """
+    payload = bytearray()
+    async for chunk in stream.iter_any():
+        payload += chunk
+        if limit is not None and len(payload) > limit:
+            raise TooLong(f"an answer of more than {limit} bytes")
+    return bytes(payload)
 
 
 def error_of(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiError:

@@ -128,6 +128,7 @@ class Reason:
     PENDING: Final = "Pending"
     STARTING: Final = "Starting"
     TRAINING: Final = "Training"
+    PROGRESS_UNKNOWN: Final = "ProgressUnknown"
     RESTARTING: Final = "Restarting"
     SUSPENDED: Final = "Suspended"
     SUSPENDING: Final = "Suspending"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,15 +12,29 @@ from pydantic import ValidationError
 
 from yuan2_core.contract import PORT_PROGRESS, Progress
 from yuan2_operator.cache import Object
-from yuan2_operator.client import CLAIMS, CONFIG_MAPS, JOBS, SECRETS, ApiError, Client, NotFound
+from yuan2_operator.client import (
+    CLAIMS,
+    CONFIG_MAPS,
+    JOBS,
+    SECRETS,
+    ApiError,
+    Client,
+    Forbidden,
+    NotFound,
+    TooLong,
+    read_all,
+)
 from yuan2_operator.config import Settings
 from yuan2_operator.plan.references import Missing, Reference, ReferenceKind
-
-logger = logging.getLogger(__name__)
 
 PROGRESS_TIMEOUT = 2.0
 PROGRESS_LIMIT = 64 * 1024
 """Bytes of an answer that are read at most: a pod's answer is not trusted."""
+
+
+class Silent(Exception):  # noqa: N818 - says nothing of the pod's health
+    """A training pod gave no answer that can be used; the text is a clause that says why."""
+
 
 _RESOURCES = {"PersistentVolumeClaim": CLAIMS, "Secret": SECRETS, "ConfigMap": CONFIG_MAPS}
 
@@ -50,22 +63,52 @@ class Observer:
         except NotFound:
             return None
 
-    async def progress(self, namespace: str, pod: str, ip: str | None) -> Progress | None:
-        """What a training pod says of its progress, or None when it does not answer in time or in form."""
+    async def progress(self, namespace: str, pod: str, ip: str | None) -> Progress:
+        """What a training pod says of its progress; fields that this version does not know are ignored.
+
+        Raises:
+            Silent: it does not answer in time, or not in form. That says nothing about its training.
+        """
+        via = "through the API server" if self._proxied(ip) else f"on port {PORT_PROGRESS}"
         try:
-            return Progress.model_validate_json(await self._progress(namespace, pod, ip))
-        except (ApiError, aiohttp.ClientError, asyncio.TimeoutError, OSError, ValidationError) as error:
-            logger.debug("no progress from pod %s/%s: %s", namespace, pod, error)
-            return None
+            return Progress.read(await self._progress(namespace, pod, ip))
+        except Forbidden as error:
+            text = (
+                f"the API server does not let the operator ask pod {pod} ({error}): grant `get` on pods/proxy"
+            )
+            raise Silent(text) from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "its form"
+            what = f"the answer of pod {pod} cannot be read ({where}: {first['msg']})"
+            raise Silent(f"{what}: its image is of another version") from error
+        except TooLong as error:
+            raise Silent(f"the answer of pod {pod} is longer than {PROGRESS_LIMIT} bytes") from error
+        except aiohttp.ClientResponseError as error:
+            raise Silent(f"pod {pod} answers {via} with HTTP status {error.status}") from error
+        except (ApiError, aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise Silent(
+                f"pod {pod} does not answer {via}: a NetworkPolicy or a firewall may be in the way"
+            ) from error
+
+    def _proxied(self, ip: str | None) -> bool:
+        return self.through_proxy or ip is None
 
     async def _progress(self, namespace: str, pod: str, ip: str | None) -> bytes:
-        if self.through_proxy or ip is None:
-            return await self.client.proxy_pod(namespace, pod, PORT_PROGRESS, "/progress", PROGRESS_TIMEOUT)
+        if ip is None or self._proxied(ip):
+            return await self.client.proxy_pod(
+                namespace, pod, PORT_PROGRESS, "/progress", timeout=PROGRESS_TIMEOUT, limit=PROGRESS_LIMIT
+            )
         host = f"[{ip}]" if ":" in ip else ip
         timeout = aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT)
-        async with self.http.get(f"http://{host}:{PORT_PROGRESS}/progress", timeout=timeout) as response:
-            response.raise_for_status()
-            return await response.content.read(PROGRESS_LIMIT)
+        url = f"http://{host}:{PORT_PROGRESS}/progress"
+        # A user's image decides what is answered: it may not send the operator anywhere else.
+        async with self.http.get(url, timeout=timeout, allow_redirects=False) as response:
+            if response.status != 200:
+                raise aiohttp.ClientResponseError(
+                    response.request_info, response.history, status=response.status
+                )
+            return await read_all(response.content, PROGRESS_LIMIT)
 
     async def _find(self, namespace: str, reference: Reference) -> Object | None:
         try:

@@ -33,15 +33,22 @@ class Api:
 
     def __init__(self) -> None:
         self.answers: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+        self.redirections: dict[str, str] = {}
         self.asked: list[tuple[str, str, dict[str, str], Any, str]] = []
 
     def answer(self, method: str, path: str, body: Any, status: int = 200) -> None:
         self.answers.setdefault((method, path), []).append((status, body))
 
+    def redirect(self, path: str, location: str) -> None:
+        """Send whoever GETs `path` to another place."""
+        self.redirections[path] = location
+
     async def handle(self, request: web.Request) -> web.Response:
         text = await request.text()
         body = json.loads(text) if text else None
         self.asked.append((request.method, request.path, dict(request.query), body, request.content_type))
+        if request.path in self.redirections:
+            raise web.HTTPFound(self.redirections[request.path])
         prepared = self.answers.get((request.method, request.path), [])
         status, reply = prepared.pop(0) if prepared else (404, {"message": "not found"})
         return web.json_response(reply, status=status)

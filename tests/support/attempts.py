@@ -14,6 +14,7 @@ from yuan2_operator.status.conditions import Verdict
 from yuan2_operator.status.finetune import Finding, compose
 from yuan2_operator.status.judgement import AttemptView, JobFacts
 from yuan2_operator.status.pods import PodFacts, Problem
+from yuan2_operator.status.stall import Pulse
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 GRACE = timedelta(seconds=30)
@@ -55,7 +56,9 @@ class Cluster:
     def create_job(self, number: int, restarts: int) -> None:
         """As POST: a second one changes nothing."""
         if number not in self.jobs:
-            self.jobs[number] = JobFacts(f"x-{number}", number, created=self.now, restarts=restarts)
+            self.jobs[number] = JobFacts(
+                f"x-{number}", number, created=self.now, restarts=restarts, pods=self.replicas
+            )
 
     def delete_job(self, number: int) -> None:
         if number in self.jobs:
@@ -135,11 +138,13 @@ class Loop:
     cluster: Cluster
     spec: FineTuneSpec
     status: FineTuneStatus = field(default_factory=FineTuneStatus)
-    idle_seconds: float | None = None
+    hangs: bool = False
+    """Rank 0 says that it has done nothing for too long."""
 
     def reconcile(self, *, lose_write: bool = False) -> FineTuneStatus:
         """One pass. With `lose_write` the process dies after making objects, before writing the status."""
-        now, world = self.cluster.now, World(self.cluster.views(), idle_seconds=self.idle_seconds)
+        pulse = Pulse("training", 601.0, 600.0, "spec.runPolicy.stallTimeoutSeconds") if self.hangs else None
+        now, world = self.cluster.now, World(self.cluster.views(), pulse)
         prior = read_ledger(self.status)
         before = advance(prior, world, self.spec.run_policy, accepted=False, now=now)
         ledger = advance(before, world, self.spec.run_policy, accepted=True, now=now)

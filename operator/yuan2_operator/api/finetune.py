@@ -45,6 +45,10 @@ AttemptOutcome = Literal[
     "Succeeded", "Failed", "Disrupted", "Invalid", "Stalled", "Suspended", "DeadlineExceeded"
 ]
 
+SECONDS_LIMIT = 315_360_000
+"""Ten years: the longest duration that a field takes."""
+Seconds = Annotated[PositiveInt, Field(le=SECONDS_LIMIT)]
+
 ATTEMPTS_KEPT = 10
 """Attempts that `status.attempts` remembers; the oldest goes first."""
 
@@ -133,6 +137,22 @@ class Output(ClaimLocation):
     """Write TensorBoard logs, to the directory `tensorboard`."""
 
 
+class PhaseTimeouts(Spec):
+    """Seconds that a phase may take by rank 0's own word before all ranks are restarted; a field that is
+    absent follows from `model.size`."""
+
+    preparing: Seconds | None = None
+    """Checking and preparing the data; 4 hours when absent."""
+    loading: Seconds | None = None
+    """Loading the model or a checkpoint; an hour and 160 s for each billion parameters when absent."""
+    evaluating: Seconds | None = None
+    """A micro batch of an evaluation, or the sample answers; an hour and 72 s for each billion if absent."""
+    saving: Seconds | None = None
+    """What training waits for at a checkpoint; an hour and 120 s for each billion when absent."""
+    exporting: Seconds | None = None
+    """Writing the model or adapter at the end; an hour and 160 s for each billion when absent."""
+
+
 class RunPolicy(Spec):
     """When a run stops, rests or starts again; may change while it runs."""
 
@@ -140,11 +160,15 @@ class RunPolicy(Spec):
     """Stop the pods after a checkpoint; false again, the run goes on from it."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Failures after which the run is given up; preempted, drained and lost pods do not count."""
-    stall_timeout_seconds: PositiveInt = 1800
-    """Seconds without an optimizer step after which all ranks are restarted."""
-    active_deadline_seconds: PositiveInt | None = None
+    stall_timeout_seconds: Seconds | None = None
+    """Seconds of training without an optimizer step, by rank 0's own word, after which all ranks are
+    restarted; absent, half an hour and 36 s for each billion parameters, and at least ten mean steps. A
+    `custom` model counts as the largest preset."""
+    phase_timeout_seconds: PhaseTimeouts = Field(default_factory=PhaseTimeouts)
+    """The same for the phases around the training."""
+    active_deadline_seconds: Seconds | None = None
     """Seconds from the start, over all attempts, after which the run fails."""
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=SECONDS_LIMIT)] | None = None
     """Seconds after which the pods of a finished run are removed; the resource and its status stay."""
 
 
@@ -190,6 +214,8 @@ class Attempt(Status):
     """Whether it counts against `maxRestarts`."""
     start_time: Timestamp | None = None
     """When its Job was created."""
+    running_time: Timestamp | None = None
+    """When all of its pods were first seen to run; absent if they never did together."""
     end_time: Timestamp | None = None
     """When its end was seen."""
 

@@ -14,7 +14,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from yuan2_core.contract import Contract
+from yuan2_core.document import Contract
 
 QUANTITY_PATTERN = r"^\+?[0-9]*\.?[0-9]+\.?([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 """A resource quantity that is not negative (k8s.io/apimachinery, resource.Quantity)."""

@@ -29,7 +29,8 @@ from yuan2_operator.metrics import QUEUE_LENGTH
 from yuan2_operator.observe import Observer, goes_through_proxy
 from yuan2_operator.queue import Key, WorkQueue
 from yuan2_operator.reconcile import Reconciler
-from yuan2_operator.reconcile.context import Context
+from yuan2_operator.reconcile.context import Context, utc_now
+from yuan2_operator.reconcile.polling import Poller
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Machine:
         self._reconciler: Reconciler | None = None
         self._client: Client | None = None
         self._http: aiohttp.ClientSession | None = None
+        self._poller: Poller | None = None
         QUEUE_LENGTH.set_function(lambda: len(self.queue))
 
     @property
@@ -81,12 +83,14 @@ class Machine:
         self._http = aiohttp.ClientSession()
         self._cache = Cache({resource.plural: kwargs[resource.plural] for resource in WATCHED})
         observer = Observer(self._client, self._http, goes_through_proxy(self.settings))
+        self._poller = Poller(observer.progress, self.queue.add, self.settings.poll_seconds, utc_now)
         context = Context(
             settings=self.settings,
             client=self._client,
             cache=self._cache,
             applier=Applier(self._client, self._cache),
             observer=observer,
+            poller=self._poller,
             instance=f"{FIELD_MANAGER}-{socket.gethostname()}",
         )
         self._reconciler = Reconciler(context)
@@ -102,7 +106,8 @@ class Machine:
         finally:
             for task in tasks:
                 task.cancel()
-            if self._client is not None and self._http is not None:
+            if self._client is not None and self._http is not None and self._poller is not None:
+                await self._poller.close()
                 await self._client.close()
                 await self._http.close()
 

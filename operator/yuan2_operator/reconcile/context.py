@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from yuan2_operator.client import EVENTS, ApiError, Client, Conflict, Resource
 from yuan2_operator.config import Settings
 from yuan2_operator.observe import Observer
 from yuan2_operator.plan.owner import Owner
+from yuan2_operator.reconcile.polling import Poller
 from yuan2_operator.status.events import Event, event_manifest
 from yuan2_operator.status.patch import merge_patch
 
@@ -40,10 +41,10 @@ class Context:
     cache: Cache
     applier: Applier
     observer: Observer
+    poller: Poller
     instance: str
     """Name of this process in events."""
     clock: Callable[[], datetime] = utc_now
-    began: datetime = field(default_factory=utc_now)
 
     async def write_status(self, resource: Resource, owner: Owner, before: Object, after: Object) -> None:
         """Write what has changed between two statuses; a no-op if nothing has."""

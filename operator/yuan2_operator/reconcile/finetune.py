@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from yuan2_core.contract import Progress
 from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.apply import Occupied, key_of, owned
@@ -20,6 +19,7 @@ from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.queue import Key
 from yuan2_operator.reconcile.context import Context, read_status
+from yuan2_operator.reconcile.polling import Target, Word
 from yuan2_operator.reconcile.refusal import read_spec
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, unwanted
 from yuan2_operator.status.conditions import Verdict
@@ -27,8 +27,9 @@ from yuan2_operator.status.events import attempt_events, condition_events
 from yuan2_operator.status.finetune import Finding, compose
 from yuan2_operator.status.judgement import AttemptView, JobFacts, read_job
 from yuan2_operator.status.pods import PodFacts, Problem, read_pod
-from yuan2_operator.status.progress import Written, idle_seconds, worth_writing
+from yuan2_operator.status.progress import Written, worth_writing
 from yuan2_operator.status.schedule import Outlook, Rhythm, next_look, removal_time
+from yuan2_operator.status.stall import take_pulse
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,11 @@ class Decision:
 
 
 class FineTuneReconciler:
-    """Keeps, beside the context, only what may be lost: when progress was last written and last heard."""
+    """Keeps, beside the context, only what may be lost: when progress was last written."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._written: dict[Key, Written] = {}
-        self._heard: dict[Key, datetime] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Observe, decide, apply, write the status, tell, clean up; gives the seconds to the next look."""
@@ -75,7 +75,7 @@ class FineTuneReconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             # Its children go with it: the garbage collector follows their owner references.
             self._written.pop(key, None)
-            self._heard.pop(key, None)
+            self._context.poller.drop(key)
             return None
         owner = Owner.of({"kind": KIND_FINETUNE, **body})
         spec = await read_spec(self._context, FINETUNES, FineTuneSpec, owner, body)
@@ -86,9 +86,10 @@ class FineTuneReconciler:
 
     async def _pass(self, key: Key, subject: Subject) -> float | None:
         world = await self._observe(subject)
-        progress = await self._progress(key, subject, world)
+        word = self._hear(key, subject, world)
+        progress, attempt = word.progress, read_ledger(subject.prior).open
         subject = replace(subject, prepared=PreparedData.known(subject.prior, progress))
-        world = replace(world, idle_seconds=self._idle(key, subject, world, progress))
+        world = replace(world, pulse=take_pulse(subject.spec, progress, attempt, subject.now))
         decision = await self._decide(subject, world)
         decision, trouble = await self._apply(subject, decision)
         finding = Finding(
@@ -99,6 +100,7 @@ class FineTuneReconciler:
             acceptance=decision.acceptance,
             estimate=decision.estimate,
             progress=progress,
+            silence=word.silence,
             trouble=trouble,
         )
         status = await self._write(key, subject, finding)
@@ -108,7 +110,6 @@ class FineTuneReconciler:
             world=world,
             accepted=decision.acceptance.status == "True",
             trouble=trouble is not None,
-            polled=_trainer(decision.ledger, world) is not None,
         )
         rhythm = Rhythm(self._context.settings.poll_seconds, self._context.settings.missing_seconds)
         return next_look(subject.spec.run_policy, status, outlook, rhythm, subject.now)
@@ -127,26 +128,12 @@ class FineTuneReconciler:
         pods = cache.of(PODS.plural, key_of(owner))
         return build_world(list(ours.values()), pods, strangers=len(jobs) > len(ours), now=subject.now)
 
-    async def _progress(self, key: Key, subject: Subject, world: World) -> Progress | None:
+    def _hear(self, key: Key, subject: Subject, world: World) -> Word:
+        """What rank 0 of the open attempt has said, if it runs; it is asked from now on."""
         ledger = read_ledger(subject.prior)
         trainer = _trainer(ledger, world)
-        if trainer is None:
-            return None
-        progress = await self._context.observer.progress(key.namespace, trainer.name, trainer.ip)
-        if progress is None or (progress.name, progress.attempt) != (key.name, ledger.number):
-            return None
-        self._heard[key] = subject.now
-        return progress
-
-    def _idle(self, key: Key, subject: Subject, world: World, progress: Progress | None) -> float | None:
-        """Seconds without a step: as rank 0 says or, when it has stopped answering, since it last did."""
-        if progress is not None:
-            return idle_seconds(progress)
-        trainer = _trainer(read_ledger(subject.prior), world)
-        if trainer is None or trainer.started is None:
-            return None
-        heard = [trainer.started, self._context.began, *([self._heard[key]] if key in self._heard else [])]
-        return (subject.now - max(heard)).total_seconds()
+        target = None if trainer is None else Target(trainer.name, trainer.ip, ledger.number)
+        return self._context.poller.hear(key, target)
 
     async def _decide(self, subject: Subject, world: World) -> Decision:
         """The ledger after what was seen; what a new attempt refers to is looked up only when one is due."""

@@ -17,6 +17,7 @@ from yuan2_operator.api.finetune import ATTEMPTS_KEPT, Attempt, AttemptOutcome, 
 from yuan2_operator.constants import CONDITION_COMPLETE, CONDITION_FAILED, Reason
 from yuan2_operator.status.conditions import find_condition
 from yuan2_operator.status.judgement import AttemptView, Judgement, disturbed, judge
+from yuan2_operator.status.stall import Pulse
 
 SHORT_ATTEMPT = timedelta(seconds=60)
 """An attempt that ended sooner makes the next one wait, so that nothing spins."""
@@ -76,8 +77,8 @@ class World:
 
     views: Mapping[int, AttemptView] = field(default_factory=dict)
     """Jobs and pods by the number of their attempt."""
-    idle_seconds: float | None = None
-    """Seconds without an optimizer step of the attempt under way; None when nobody knows."""
+    pulse: Pulse | None = None
+    """Of the attempt under way, by the word of its rank 0; None when nobody knows."""
     foreign: bool = False
     """Jobs or pods of an earlier FineTune of the same name are still being removed."""
 
@@ -182,6 +183,8 @@ def _watch(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Le
         verdict = _intervene(ledger, world, policy, now)
     if verdict is not None:
         return _close(ledger, verdict, policy, now)
+    if attempt.running_time is None and view.together:
+        ledger = ledger.note(running_time=now)
     cause = disturbed(view)
     if cause is None or attempt.reason:
         return ledger
@@ -194,12 +197,8 @@ def _intervene(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -
         return Judgement("DeadlineExceeded", Reason.DEADLINE_EXCEEDED, _deadline(policy).message)
     if policy.suspend:
         return Judgement("Suspended", Reason.SUSPENDED, "spec.runPolicy.suspend was set")
-    if world.idle_seconds is not None and world.idle_seconds > policy.stall_timeout_seconds:
-        text = (
-            f"no optimizer step for {world.idle_seconds:.0f} s, more than "
-            f"spec.runPolicy.stallTimeoutSeconds ({policy.stall_timeout_seconds}): a rank or the loader hangs"
-        )
-        return Judgement("Stalled", Reason.STALLED, text, counted=True)
+    if world.pulse is not None and world.pulse.hangs:
+        return Judgement("Stalled", Reason.STALLED, world.pulse.sentence, counted=True)
     return None
 
 

@@ -102,7 +102,7 @@ def event_manifest(owner: Owner, event: Event, now: datetime, instance: str) -> 
 
 
 def _kind(condition: Condition) -> str | None:
-    if condition.reason == Reason.UNLIKELY_TO_FIT:
+    if condition.reason in (Reason.UNLIKELY_TO_FIT, Reason.PROGRESS_UNKNOWN):
         return "Warning"
     if condition.type == CONDITION_RUNNING and condition.status == "False":
         return None if condition.reason in _ORDINARY else "Warning"

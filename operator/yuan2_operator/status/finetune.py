@@ -44,6 +44,8 @@ class Finding:
     """What the run will need."""
     progress: Progress | None = None
     """What rank 0 said just now."""
+    silence: str | None = None
+    """Why rank 0 has not said anything for some time: a clause."""
     trouble: Problem | None = None
     """Why the cluster refused an object that is needed."""
 
@@ -84,7 +86,7 @@ def _with_conditions(
     ]
     conditions = set_conditions(status.conditions, verdicts, now=now, generation=finding.generation)
     update: dict[str, Any] = {"conditions": conditions, "phase": _phase(verdicts)}
-    if update["phase"] != "Running":
+    if update["phase"] != "Running" or finding.silence is not None:
         update["eta"] = None
     if ending is not None:
         update["model"] = model_of(spec, finding.uid, finding.ledger.number) if ending.complete else None
@@ -174,11 +176,20 @@ def _attempt_running(view: AttemptView, wanted: int, finding: Finding, now: date
             CONDITION_RUNNING, "False", Reason.RESTARTING, f"{text}: {problem.message}" if problem else text
         )
     if alive >= wanted:
-        return Verdict(CONDITION_RUNNING, "True", Reason.TRAINING, f"attempt {view.number}: {count}")
+        return _together(view, count, finding)
     problem = first_problem(view.pods)
     if problem is not None:
         return Verdict(CONDITION_RUNNING, "False", problem.reason, f"{problem.message} ({count})")
     return Verdict(CONDITION_RUNNING, "False", Reason.STARTING, _starting(view, count, finding, now))
+
+
+def _together(view: AttemptView, count: str, finding: Finding) -> Verdict:
+    """All pods run, whatever is known of what they do."""
+    text = f"attempt {view.number}: {count}"
+    if finding.silence is None:
+        return Verdict(CONDITION_RUNNING, "True", Reason.TRAINING, text)
+    unknown = f"{text}; their progress is unknown, which ends nothing: {finding.silence}"
+    return Verdict(CONDITION_RUNNING, "True", Reason.PROGRESS_UNKNOWN, unknown)
 
 
 def _starting(view: AttemptView, count: str, finding: Finding, now: datetime) -> str:

@@ -30,6 +30,8 @@ class JobFacts:
     name: str
     attempt: int
     created: datetime | None = None
+    pods: int | None = None
+    """How many it makes, one a node."""
     deleting: bool = False
     complete: bool = False
     failing: bool = False
@@ -58,6 +60,12 @@ class AttemptView:
     def failing(self) -> bool:
         """Its Job has failed, though pods may still be ending."""
         return self.job is not None and self.job.failing
+
+    @property
+    def together(self) -> bool:
+        """All of its pods run."""
+        alive = sum(pod.alive for pod in self.pods)
+        return self.job is not None and self.job.pods is not None and alive >= self.job.pods
 
     def quiet(self, now: datetime) -> bool:
         """No pod runs, and none will be made."""
@@ -108,6 +116,7 @@ def read_job(job: Mapping[str, Any]) -> JobFacts:
         name=metadata["name"],
         attempt=int(metadata.get("labels", {}).get(LABEL_ATTEMPT, 0)),
         created=parse_time(metadata.get("creationTimestamp")),
+        pods=job.get("spec", {}).get("parallelism"),
         deleting="deletionTimestamp" in metadata,
         complete=condition(status, "Complete").get("status") == "True",
         failing=failure is not None,

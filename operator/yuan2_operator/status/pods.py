@@ -193,7 +193,7 @@ def parse_termination(message: str | None) -> Termination | None:
     if not message or not message.lstrip().startswith("{"):
         return None
     try:
-        return Termination.model_validate_json(message)
+        return Termination.read(message)
     except ValidationError:
         return None
 

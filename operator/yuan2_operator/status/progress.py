@@ -40,6 +40,10 @@ WRITE_SECONDS_GROWTH = 1 / 60
 """A long run is written more rarely: seconds between writes as a share of its age."""
 
 
+_TURNS = ("state", "total_steps", "samples", "last_checkpoint_step", "resumed_from_step", "best_step")
+"""What a run says only now and then, and a reader wants to see soon."""
+
+
 @dataclass(frozen=True)
 class Written:
     """The last write of a status."""
@@ -71,12 +75,6 @@ def progress_fields(progress: Progress, prior: FineTuneStatus, now: datetime) ->
     }
 
 
-def idle_seconds(progress: Progress) -> float:
-    """Seconds since the last optimizer step or, before the first one, since the trainer's start."""
-    age = progress.last_step_age_seconds
-    return progress.seconds_total if age is None else age
-
-
 def worth_writing(prior: FineTuneStatus, status: FineTuneStatus, last: Written | None, now: datetime) -> bool:
     """Whether `status` must be written now: at once if more than progress changed, now and then otherwise."""
     if _without_progress(prior) != _without_progress(status):
@@ -89,6 +87,21 @@ def worth_writing(prior: FineTuneStatus, status: FineTuneStatus, last: Written |
     if (now - last.at).total_seconds() >= max(WRITE_SECONDS, age * WRITE_SECONDS_GROWTH):
         return True
     return abs((status.step or 0) - last.step) >= WRITE_SHARE * (status.total_steps or float("inf"))
+
+
+def worth_a_pass(known: Progress | None, said: Progress, seconds: float) -> bool:
+    """Whether what rank 0 says is worth a pass over the run.
+
+    Args:
+        known: what it said when the last pass was asked for; None before the first.
+        said: what it says now.
+        seconds: time since then.
+    """
+    if known is None or seconds >= WRITE_SECONDS:
+        return True
+    if any(getattr(known, name) != getattr(said, name) for name in _TURNS):
+        return True
+    return said.step - known.step >= WRITE_SHARE * (said.total_steps or float("inf"))
 
 
 def duration_text(seconds: float) -> str:

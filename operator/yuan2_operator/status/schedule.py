@@ -32,8 +32,6 @@ class Outlook:
     world: World
     accepted: bool
     trouble: bool
-    polled: bool
-    """There is a trainer whose progress can be read."""
 
 
 def next_look(
@@ -60,7 +58,7 @@ def _reasons(policy: RunPolicy, outlook: Outlook, rhythm: Rhythm, now: datetime)
     if not outlook.accepted:
         yield rhythm.missing
     if ledger.open is not None:
-        yield rhythm.poll if outlook.polled else WRITE_SECONDS
+        yield WRITE_SECONDS if world.pulse is None else max(rhythm.poll, world.pulse.left)
     if policy.active_deadline_seconds is not None and ledger.started is not None:
         yield _until(ledger.started + timedelta(seconds=policy.active_deadline_seconds), now)
     if ledger.open is not None and not world.view(ledger.number).pods:

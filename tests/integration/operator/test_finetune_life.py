@@ -249,9 +249,9 @@ def test_a_run_created_suspended_makes_nothing_until_it_is_resumed(run):
 
 
 def test_a_hang_restarts_the_attempt_and_counts(run):
-    run.create(runPolicy={"stallTimeoutSeconds": 60})
+    run.create(runPolicy={"stallTimeoutSeconds": 1})
     run.run()
-    run.says(7, last_step_age_seconds=61.0)
+    run.says(7, last_step_age_seconds=61.0, state_age_seconds=90.0)
     wait_for("the pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"])
     for pod in run.pods():
         run.node.confirm_deletion(pod, 137)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from yuan2_local.errors import ClusterError
 
@@ -43,6 +46,7 @@ DENIED = [
     ("delete", "persistentvolumeclaims"),
     ("create", "pods"),
     ("create", "pods/exec"),
+    ("get", "pods/proxy"),
     ("list", "nodes"),
     ("create", "clusterroles.rbac.authorization.k8s.io"),
     ("patch", "customresourcedefinitions.apiextensions.k8s.io"),
@@ -76,6 +80,21 @@ def test_the_operator_may_do_what_it_needs(installed, verb, resource):
 @pytest.mark.parametrize(("verb", "resource"), DENIED)
 def test_the_operator_may_do_nothing_else(installed, verb, resource):
     assert not may(installed, verb, resource)
+
+
+def test_the_component_for_the_proxy_adds_its_right_and_its_setting(installed, tmp_path):
+    folder = ROOT / "deploy" / "components" / "progress-proxy"
+    parts = {"resources": [ROOT / "deploy" / "base"], "components": [folder]}
+    overlay = {key: [os.path.relpath(path, tmp_path) for path in paths] for key, paths in parts.items()}
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(overlay))
+    objects = list(yaml.safe_load_all(installed.kubectl("kustomize", str(tmp_path))))
+    role = next(
+        obj for obj in objects if obj["kind"] == "ClusterRole" and obj["metadata"]["name"] == "yuan2-operator"
+    )
+    assert {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]} in role["rules"]
+    settings = next(obj for obj in objects if obj["metadata"]["name"].startswith("yuan2-operator-settings-"))
+    assert settings["data"]["YUAN2_PROGRESS_VIA"] == "proxy"
+    assert settings["data"]["YUAN2_TRAIN_IMAGE"] == "yuan2/train:latest"
 
 
 def test_the_settings_reach_the_pod_under_a_name_that_changes_with_them(installed):

@@ -126,12 +126,28 @@ def test_a_job_deleted_by_somebody_is_a_disruption():
 
 def test_a_stall_deletes_the_job_counts_and_restarts():
     cluster, loop = running(stallTimeoutSeconds=60)
-    loop.idle_seconds = 61.0
+    loop.hangs = True
     loop.reconcile()
     assert cluster.jobs[1].deleting
-    loop.idle_seconds = None
+    loop.hangs = False
     status = settle(cluster, loop)
     assert (status.attempt, status.restarts, last(status).outcome) == (2, 1, "Stalled")
+    assert last(status).message.startswith(
+        "rank 0 reports no optimizer step for 601 s, more than the 600 s of "
+    )
+
+
+def test_it_is_noted_once_when_all_pods_of_an_attempt_run():
+    cluster = Cluster()
+    loop = Loop(cluster, spec_of())
+    loop.reconcile()
+    cluster.sync()
+    assert loop.reconcile().attempts[0].running_time is None
+    cluster.start(1)
+    cluster.now += timedelta(seconds=7)
+    assert loop.reconcile().attempts[0].running_time == START + timedelta(seconds=7)
+    cluster.now += timedelta(seconds=100)
+    assert loop.reconcile().attempts[0].running_time == START + timedelta(seconds=7)
 
 
 def test_suspension_is_not_counted_and_resets_the_deadline():

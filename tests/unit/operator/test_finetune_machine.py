@@ -124,10 +124,10 @@ class FineTuneLife(RuleBasedStateMachine):
     @precondition(lambda self: any(pod.running for pod in self.cluster.pods.values()))
     @rule()
     def a_rank_hangs(self):
-        self.loop.idle_seconds = 601.0
+        self.loop.hangs = True
         self.failures += 1
         self.loop.reconcile()
-        self.loop.idle_seconds = None
+        self.loop.hangs = False
 
     @invariant()
     def attempts_never_overlap(self):

@@ -20,14 +20,9 @@ from yuan2_operator.status.finetune import Finding, compose
 from yuan2_operator.status.judgement import AttemptView, JobFacts
 from yuan2_operator.status.patch import merge_patch
 from yuan2_operator.status.pods import PodFacts, Problem
-from yuan2_operator.status.progress import (
-    Written,
-    duration_text,
-    idle_seconds,
-    progress_fields,
-    worth_writing,
-)
+from yuan2_operator.status.progress import Written, duration_text, progress_fields, worth_writing
 from yuan2_operator.status.schedule import Outlook, Rhythm, next_look
+from yuan2_operator.status.stall import Pulse
 
 SPEC = spec_of()
 RHYTHM = Rhythm(poll=5.0, missing=10.0)
@@ -249,19 +244,30 @@ def test_sentences_about_pods_that_start_wait_for_their_turn():
     assert not worth_writing(early, later, Written(0, START), START)
 
 
-def test_idle_time_counts_from_the_start_until_there_is_a_step():
-    assert idle_seconds(progress_of("alpaca", step=3, last_step_age_seconds=7.0)) == 7.0
-    assert idle_seconds(progress_of("alpaca", last_step_age_seconds=None, seconds_total=90.0)) == 90.0
+def test_an_unknown_progress_is_told_with_its_cause_and_ends_nothing():
+    known = status_of(progress=progress_of("alpaca", step=40))
+    status = status_of(prior=known, silence="pod alpaca-1-0 does not answer")
+    found = condition(status, "Running")
+    assert (found.status, found.reason) == ("True", Reason.PROGRESS_UNKNOWN)
+    assert found.message == (
+        "attempt 1: 2 of 2 pods run; their progress is unknown, which ends nothing: "
+        "pod alpaca-1-0 does not answer"
+    )
+    assert (status.step, status.eta, known.eta) == (40, None, "60s")
+    told = condition_events(known.conditions, status.conditions)
+    assert [(event.type, event.reason) for event in told] == [("Warning", Reason.PROGRESS_UNKNOWN)]
 
 
 def look(ledger: Ledger, seen: World, status: FineTuneStatus | None = None, **changes) -> float | None:
-    outlook = Outlook(ledger, seen, accepted=True, trouble=False, polled=False)
+    outlook = Outlook(ledger, seen, accepted=True, trouble=False)
     policy = changes.pop("policy", SPEC.run_policy)
     return next_look(policy, status or FineTuneStatus(), replace(outlook, **changes), RHYTHM, START)
 
 
 def test_looks_come_as_often_as_they_are_needed():
-    assert look(OPEN, world("Running", "Running"), polled=True) == RHYTHM.poll
+    seen = replace(world("Running", "Running"), pulse=Pulse("training", 100.0, 1800.0, "field"))
+    assert look(OPEN, seen) == 1700.0
+    assert look(OPEN, replace(seen, pulse=Pulse("training", 1799.0, 1800.0, "field"))) == RHYTHM.poll
     assert look(OPEN, world("Pending", "Pending")) == 60.0
     assert look(Ledger(), World(), accepted=False) == RHYTHM.missing
 
@@ -275,7 +281,7 @@ def test_a_finished_run_is_looked_at_again_only_to_be_tidied_up():
 
 def test_a_deadline_is_met():
     policy = SPEC.run_policy.model_copy(update={"active_deadline_seconds": 3})
-    assert look(OPEN, world("Running", "Running"), polled=True, policy=policy) == 3.0
+    assert look(OPEN, world("Running", "Running"), policy=policy) == 3.0
 
 
 def test_events_tell_what_matters_and_not_the_ordinary():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from pydantic import ValidationError
 
 from tests.support.api_server import Api, api
 from tests.support.finetunes import progress_of
 from tests.support.progress_server import ProgressServer
+from yuan2_core.contract import PORT_PROGRESS, Progress
 from yuan2_operator.client import Client, Forbidden
-from yuan2_operator.observe import Observer
+from yuan2_operator.observe import Observer, Silent
 from yuan2_operator.plan.references import Missing, Reference
 
 __all__ = ["api"]
@@ -19,6 +23,7 @@ __all__ = ["api"]
 CLAIM = Reference("PersistentVolumeClaim", "data", "spec.dataset.source")
 TALK = Reference("ConfigMap", "talk", "spec.dataset.source", "a.json")
 ADDRESS = "127.0.2.1"
+PROXY = "/api/v1/namespaces/demo/pods/x-1-0:9390/proxy/progress"
 
 
 @pytest.fixture
@@ -68,9 +73,7 @@ async def test_a_job_is_there_or_not(api, http):
 async def test_progress_is_read_from_the_pods_address(api, http):
     server, client = api
     observer = observer_of(client, http)
-    assert await observer.progress("demo", "x-1-0", ADDRESS) is None
     with ProgressServer(ADDRESS).running() as trainer:
-        assert await observer.progress("demo", "x-1-0", ADDRESS) is None
         trainer.progress = progress_of("x", step=7)
         seen = await observer.progress("demo", "x-1-0", ADDRESS)
     assert seen == progress_of("x", step=7)
@@ -79,14 +82,114 @@ async def test_progress_is_read_from_the_pods_address(api, http):
 
 async def test_progress_is_read_through_the_api_server_from_outside(api: tuple[Api, Client], http):
     server, client = api
-    path = "/api/v1/namespaces/demo/pods/x-1-0:9390/proxy/progress"
-    server.answer("GET", path, progress_of("x", step=7).model_dump(by_alias=True))
+    server.answer("GET", PROXY, progress_of("x", step=7).model_dump(by_alias=True))
     seen = await observer_of(client, http, proxy=True).progress("demo", "x-1-0", "10.0.0.1")
     assert seen == progress_of("x", step=7)
-    assert await observer_of(client, http, proxy=True).progress("demo", "x-1-0", "10.0.0.1") is None
 
 
-async def test_an_answer_of_another_form_is_no_progress(api, http):
+async def test_fields_of_a_newer_trainer_are_ignored(api, http):
     server, client = api
-    server.answer("GET", "/api/v1/namespaces/demo/pods/x-1-0:9390/proxy/progress", {"step": "many"})
-    assert await observer_of(client, http, proxy=True).progress("demo", "x-1-0", None) is None
+    newer = {**progress_of("x", step=7).model_dump(by_alias=True), "warpFactor": 9}
+    server.answer("GET", PROXY, newer)
+    seen = await observer_of(client, http, proxy=True).progress("demo", "x-1-0", None)
+    assert seen == progress_of("x", step=7)
+    with pytest.raises(ValidationError):
+        Progress.model_validate(newer)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (
+            403,
+            {"message": "pods is forbidden"},
+            "the API server does not let the operator ask pod x-1-0 (pods is forbidden): grant `get` on "
+            "pods/proxy",
+        ),
+        (
+            200,
+            {"name": "x", "attempt": 1, "state": "dreaming"},
+            "the answer of pod x-1-0 cannot be read (state: Input should be",
+        ),
+        (
+            404,
+            {"message": "not found"},
+            "pod x-1-0 does not answer through the API server: a NetworkPolicy or a firewall may be",
+        ),
+        (200, {"name": "x" * 70_000}, "the answer of pod x-1-0 is longer than 65536 bytes"),
+    ],
+)
+async def test_why_a_pod_says_nothing_through_the_api_server(api, http, status, body, words):
+    server, client = api
+    server.answer("GET", PROXY, body, status)
+    with pytest.raises(Silent) as caught:
+        await observer_of(client, http, proxy=True).progress("demo", "x-1-0", None)
+    assert str(caught.value).startswith(words)
+
+
+async def test_a_pod_that_does_not_listen_is_silent(api, http):
+    _, client = api
+    with pytest.raises(Silent) as caught:
+        await observer_of(client, http).progress("demo", "x-1-0", ADDRESS)
+    text = "pod x-1-0 does not answer on port 9390: a NetworkPolicy or a firewall may be in the way"
+    assert str(caught.value) == text
+
+
+@contextlib.asynccontextmanager
+async def answering(*parts: bytes) -> AsyncIterator[None]:
+    """A pod that sends bytes one after the other to the first who asks."""
+    over = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        over.set()
+
+    async with await asyncio.start_server(talk, ADDRESS, PORT_PROGRESS):
+        yield
+        await over.wait()
+
+
+async def test_a_pod_cannot_send_the_operator_elsewhere(api, http):
+    server, client = api
+    elsewhere = (
+        f"HTTP/1.1 302 Found\r\nLocation: {client._credentials.server}/secret\r\nContent-Length: 0\r\n\r\n"
+    )
+    async with answering(elsewhere.encode()):
+        with pytest.raises(Silent) as caught:
+            await observer_of(client, http).progress("demo", "x-1-0", ADDRESS)
+    assert str(caught.value) == "pod x-1-0 answers on port 9390 with HTTP status 302"
+    assert server.asked == []
+
+
+async def test_the_api_servers_proxy_is_not_followed_elsewhere_either(api, http):
+    server, client = api
+    server.redirect(PROXY, "/api/v1/namespaces/demo/secrets/key")
+    with pytest.raises(Silent):
+        await observer_of(client, http, proxy=True).progress("demo", "x-1-0", None)
+    assert [entry[1] for entry in server.asked] == [PROXY]
+
+
+async def test_an_answer_that_comes_in_pieces_is_read_whole(api, http):
+    _, client = api
+    body = progress_of("x", step=7).to_json().encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    async with answering(head, body[:20], body[20:90], body[90:]):
+        seen = await observer_of(client, http).progress("demo", "x-1-0", ADDRESS)
+    assert seen == progress_of("x", step=7)
+
+
+async def test_no_more_than_the_limit_is_read_of_an_endless_answer(api, http):
+    _, client = api
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
+    async with answering(head, *[b" " * 20_000] * 4):
+        with pytest.raises(Silent) as caught:
+            await observer_of(client, http).progress("demo", "x-1-0", ADDRESS)
+    assert str(caught.value) == "the answer of pod x-1-0 is longer than 65536 bytes"

@@ -19,6 +19,7 @@ from yuan2_operator.observe import Observer
 from yuan2_operator.queue import Key
 from yuan2_operator.reconcile import Reconciler
 from yuan2_operator.reconcile.context import Context
+from yuan2_operator.reconcile.polling import Poller
 
 __all__ = ["api"]
 
@@ -47,6 +48,7 @@ class Passes:
         indices: dict[str, dict[Key, list[dict[str, Any]]]] = {watched.plural: {} for watched in WATCHED}
         indices[plural][key] = [identified(resource)]
         cache = Cache(indices)
+        observer = Observer(client, http, through_proxy=False)
         self.key, self.resource = key, resource
         self.reconcile = Reconciler(
             Context(
@@ -54,10 +56,10 @@ class Passes:
                 client=client,
                 cache=cache,
                 applier=Applier(client, cache),
-                observer=Observer(client, http, through_proxy=False),
+                observer=observer,
+                poller=Poller(observer.progress, lambda key: None, 5.0, lambda: START),
                 instance="test",
                 clock=lambda: START,
-                began=START,
             )
         )
 

@@ -72,6 +72,17 @@ def test_the_age_of_the_last_step_grows_while_nothing_happens(tmp_path: Path) ->
     assert progress_at(snapshot, "a", 1, 0.0, 700.0).eta_seconds == 0.0
 
 
+def test_the_age_of_a_state_begins_anew_only_when_the_state_changes(tmp_path: Path) -> None:
+    moments = iter((100.0, 130.0))
+    tracker = Tracker(Workspace(tmp_path), clock=lambda: next(moments))
+    assert progress_at(tracker.snapshot, "a", 1, 0.0, 100.0).state_age_seconds is None
+    tracker.update(state="loading")
+    tracker.update(state="loading", samples=3)
+    assert progress_at(tracker.snapshot, "a", 1, 0.0, 107.0).state_age_seconds == 7.0
+    tracker.update(state="training")
+    assert progress_at(tracker.snapshot, "a", 1, 0.0, 131.5).state_age_seconds == 1.5
+
+
 def test_a_loss_that_is_not_a_number_is_still_json(tmp_path: Path) -> None:
     tracker = Tracker(Workspace(tmp_path))
     tracker.after_step(report(1, loss=float("nan")), now=1.0)

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from yuan2_core.contract import (
     Checkpoint,
-    Contract,
     DatasetLocation,
     DeepSpeed,
     Evaluation,
@@ -26,6 +25,7 @@ from yuan2_core.contract import (
     Training,
     TrainJob,
 )
+from yuan2_core.document import Contract
 from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS, without_effect
 from yuan2_trainer.fastchat.zero_file import ZeroSettings
 from yuan2_trainer.pod.outcome import JobError

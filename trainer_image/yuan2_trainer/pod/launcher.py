@@ -131,7 +131,7 @@ class Launcher:
         server = self._serve()
         self._listen_for_signals()
         try:
-            outcome = self._train()
+            outcome = self._train(tracker)
         except Exception as error:  # noqa: BLE001 - every end becomes an outcome
             outcome = outcome_of(error)
             if not isinstance(error, ValueError):
@@ -147,7 +147,7 @@ class Launcher:
         snapshot = read_snapshot(self.workspace)
         return progress_at(snapshot, self.job.name, self.job.attempt, self.started_at, time.monotonic())
 
-    def _train(self) -> Outcome:
+    def _train(self, tracker: Tracker) -> Outcome:
         self._start_agent()
         try:
             prepared = check_job(self.job, self.workspace, self._beat)
@@ -155,6 +155,7 @@ class Launcher:
             return _stopped_early()
         except RanksGoneError:
             return self._combined()
+        tracker.update(state="loading")
         replace(self.workspace.prepared, prepared.model_dump_json())
         _LOG.info(
             "%d sequences, %d tokens, the longest %d; %d dropped; %d to evaluate on",
@@ -188,7 +189,7 @@ class Launcher:
         """Before the first step there is nothing to save; later a rank that hangs must not use up the grace
         period."""
         snapshot = read_snapshot(self.workspace)
-        if snapshot.state in ("starting", "preparing"):
+        if snapshot.state in ("starting", "preparing", "loading"):
             return True
         patience = max(STOP_PATIENCE, 3 * (snapshot.step_seconds or 0.0))
         stuck = snapshot.last_step_at is None or snapshot.last_step_at < asked_at

@@ -7,7 +7,9 @@ Linux machine.
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from yuan2_core.contract import Measurements, Progress, TrainState
@@ -24,6 +26,8 @@ class Snapshot(Measurements):
     step_seconds: float | None = None
     """Mean duration of recent steps."""
     last_step_at: float | None = None
+    state_since: float | None = None
+    """When `state` last changed."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,12 @@ class Tracker:
 
     workspace: Workspace
     snapshot: Snapshot = field(default_factory=Snapshot)
+    clock: Callable[[], float] = time.monotonic
     _recent: deque[StepReport] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     def update(self, **changes: object) -> None:
+        if changes.get("state", self.snapshot.state) != self.snapshot.state:
+            changes["state_since"] = self.clock()
         self.snapshot = self.snapshot.model_copy(update=changes)
         replace(self.workspace.progress, self.snapshot.model_dump_json())
 
@@ -102,15 +109,20 @@ def read_snapshot(workspace: Workspace) -> Snapshot:
 def progress_at(snapshot: Snapshot, name: str, attempt: int, started_at: float, now: float) -> Progress:
     """A snapshot as the operator reads it at `now`; ages and the remaining time grow or shrink between
     steps."""
-    age = None if snapshot.last_step_at is None else max(0.0, now - snapshot.last_step_at)
+    age = _age(snapshot.last_step_at, now)
     return Progress(
         name=name,
         attempt=attempt,
         last_step_age_seconds=age,
+        state_age_seconds=_age(snapshot.state_since, now),
         eta_seconds=_eta(snapshot, age),
         seconds_total=now - started_at,
-        **snapshot.model_dump(exclude={"step_seconds", "last_step_at"}),
+        **snapshot.model_dump(exclude={"step_seconds", "last_step_at", "state_since"}),
     )
+
+
+def _age(moment: float | None, now: float) -> float | None:
+    return None if moment is None else max(0.0, now - moment)
 
 
 def _eta(snapshot: Snapshot, age: float | None) -> float | None:
