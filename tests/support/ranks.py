@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.support import processors
 from tests.support.ports import free_port
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.pod.outcome import Outcome
@@ -22,6 +23,8 @@ from yuan2_trainer.pod.preflight import check_job
 from yuan2_trainer.pod.workspace import Workspace, replace
 
 _ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+_TOLD = (processors.VARIABLE, processors.CARELESS)
+"""Variables of a test that its ranks see: forked from a server, they do not inherit this process's."""
 _RANK = "yuan2_trainer.rank"
 _PRELOAD = ["torch._dynamo", "deepspeed", "tests.support.preloaded"]
 
@@ -33,19 +36,20 @@ def _context() -> ForkServerContext:
     return context
 
 
-def start_ranks(job: TrainJob, directory: Path) -> tuple[Workspace, list[BaseProcess]]:
+def start_ranks(job: TrainJob, directory: Path, module: str = _RANK) -> tuple[Workspace, list[BaseProcess]]:
     """Prepare the data and start the ranks of a job; `directory` becomes their workspace."""
     directory.mkdir(parents=True)
     workspace = Workspace(directory)
     replace(workspace.job, job.to_json())
     prepared = check_job(job, workspace, lambda: None)
     replace(workspace.prepared, prepared.model_dump_json())
-    return workspace, start_processes(_RANK, [str(directory)], directory, job.launch.processes_per_node)
+    return workspace, start_processes(module, [str(directory)], directory, job.launch.processes_per_node)
 
 
 def start_processes(module: str, arguments: list[str], directory: Path, world_size: int) -> list[BaseProcess]:
     """Start `main(arguments)` of a module as the ranks of one node; each one's log goes to `directory`."""
     port, context = free_port(), _context()
+    told = {name: os.environ[name] for name in _TOLD if name in os.environ}
     ranks: list[BaseProcess] = []
     for rank in range(world_size):
         environment = {
@@ -55,6 +59,7 @@ def start_processes(module: str, arguments: list[str], directory: Path, world_si
             "LOCAL_WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            **told,
         }
         process = context.Process(target=_rank, args=(module, arguments, str(directory), environment))
         process.start()
@@ -73,13 +78,18 @@ def run_processes(
 
 
 def run_ranks(
-    job: TrainJob, directory: Path, seconds: float = 150, meanwhile: Callable[[], object] | None = None
+    job: TrainJob,
+    directory: Path,
+    seconds: float = 150,
+    meanwhile: Callable[[], object] | None = None,
+    module: str = _RANK,
 ) -> list[Outcome]:
     """Run the ranks of a job to their end; their outcomes, by rank.
 
-    `meanwhile` is called once they have started: long before their first step.
+    Each runs the `main` of `module`. `meanwhile` is called once they have started: long before their first
+    step.
     """
-    workspace, ranks = start_ranks(job, directory)
+    workspace, ranks = start_ranks(job, directory, module)
     if meanwhile is not None:
         meanwhile()
     _join(ranks, directory, seconds)
@@ -109,4 +119,5 @@ def _rank(module: str, arguments: list[str], directory: str, environment: dict[s
     log = os.open(f"{directory}/rank-{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
+    processors.answer_as_told()
     sys.exit(import_module(module).main(arguments))

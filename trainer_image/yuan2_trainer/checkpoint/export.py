@@ -18,6 +18,7 @@ from yuan2_model import save_model
 from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_trainer.model.adapters import is_adapter, merged_weights, save_adapter
 from yuan2_trainer.model.partitioned import gathered
+from yuan2_trainer.model.precision import check_state
 from yuan2_trainer.model.quantised import dequantised
 
 MODEL_DIRECTORY = "model"
@@ -31,6 +32,9 @@ def export_model(engine: Any, job: TrainJob) -> str:
 
     All ranks take part, rank 0 writes. A reader sees the old directory or the new one. Returns words on where
     it is.
+
+    Raises:
+        JobError: a tensor is not in the job's precision.
     """
     adapter = adapter_of(job.method)
     if adapter is None:
@@ -56,6 +60,8 @@ def is_exported(job: TrainJob) -> bool:
 
 
 def _write_model(job: TrainJob, state: dict[str, Tensor], engine: Any) -> None:
+    check_state(state, job)
+
     def write(directory: Path) -> None:
         save_model(state, engine.module.config, directory)
 
@@ -63,6 +69,8 @@ def _write_model(job: TrainJob, state: dict[str, Tensor], engine: Any) -> None:
 
 
 def _write_adapter(job: TrainJob, adapter: LoRA, state: dict[str, Tensor]) -> None:
+    check_state(state, job)
+
     def write(directory: Path) -> None:
         save_adapter(state, adapter, job.model.path, directory)
         shutil.copyfile(Path(job.model.path) / "config.json", directory / "config.json")

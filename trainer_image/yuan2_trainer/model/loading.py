@@ -11,12 +11,17 @@ from yuan2_core.contract import TrainJob
 from yuan2_model import Yuan2ForCausalLM, load_model
 from yuan2_trainer.model.deepspeed import job_config
 from yuan2_trainer.model.partitioned import load_partitioned
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from yuan2_trainer.model.precision import DTYPES, check_model, require_precision
 
 
 def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
-    """The model with what its method trains: everything, or an adapter beside frozen weights."""
+    """The model with what its method trains: everything, or an adapter beside frozen weights.
+
+    Raises:
+        ModelFilesError: as `yuan2_model.load_model`.
+        JobError: the device cannot compute in the job's precision, or a parameter did not get it.
+    """
+    require_precision(job)
     adapter = adapter_of(job.method)
     if job.method.qlora is not None:
         from yuan2_trainer.model.quantised import load_quantised
@@ -24,7 +29,7 @@ def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
         # Quantised where it stays: what moves later is a quarter of the size.
         model = load_quantised(Path(job.model.path), torch.device(job.launch.device))
     elif job.stage == 3:
-        model = load_partitioned(Path(job.model.path), DTYPES[job.training.precision], job_config(job))
+        model = load_partitioned(Path(job.model.path), job_config(job))
     else:
         model = load_model(Path(job.model.path), dtype=DTYPES[job.training.precision])
     if adapter is not None:
@@ -32,4 +37,5 @@ def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
 
         torch.manual_seed(job.training.seed)  # the same first matrices however the model was loaded
         model = add_adapter(model, adapter, job.model.path)
+    check_model(model, job)
     return model

@@ -15,13 +15,12 @@ from yuan2_model.dimensions import HEAD
 from yuan2_model.weights import load_config, read_tensors
 
 
-def load_partitioned(directory: Path, dtype: torch.dtype, config: dict[str, Any]) -> Yuan2ForCausalLM:
+def load_partitioned(directory: Path, config: dict[str, Any]) -> Yuan2ForCausalLM:
     """Load a model directory, each tensor cut at once into a piece a rank; all ranks take part.
 
     Args:
         directory: the model directory.
-        dtype: type of the weights.
-        config: DeepSpeed's configuration.
+        config: DeepSpeed's configuration; it decides the type of the weights too.
 
     Raises:
         ModelFilesError: as `yuan2_model.load_model`.
@@ -29,7 +28,8 @@ def load_partitioned(directory: Path, dtype: torch.dtype, config: dict[str, Any]
     import deepspeed
 
     facts = check_model_directory(directory)
-    with deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
+    # No `dtype`: where the accelerator knows no fp16, DeepSpeed takes bf16 in place of what is given (ADR 8).
+    with deepspeed.zero.Init(config_dict_or_path=config):
         model = Yuan2ForCausalLM(load_config(facts))
     tied = facts.dimensions.tie_word_embeddings
     fill(model, (item for item in read_tensors(facts) if not (tied and item[0] == HEAD)))

@@ -17,6 +17,8 @@ QUANTISED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 """Linear layers of a block. Embedding, output layer, norms and the localized filter's convolutions stay in
 bf16: they are few and everything passes through them."""
 COMPUTE_TYPE = torch.bfloat16
+STORAGE_TYPE = torch.uint8
+"""Of the weights in nf4: two in a byte."""
 
 
 def load_quantised(directory: Path, device: torch.device) -> Yuan2ForCausalLM:
@@ -42,6 +44,12 @@ def load_quantised(directory: Path, device: torch.device) -> Yuan2ForCausalLM:
     # PEFT asks the model whether its layers are bitsandbytes' ones.
     model.is_loaded_in_4bit = True
     return model
+
+
+def is_quantised(name: str) -> bool:
+    """Whether a parameter of a model that `load_quantised` made, perhaps with an adapter, is in nf4."""
+    *_, owner, attribute = name.replace(".base_layer.", ".").split(".")
+    return owner in QUANTISED and attribute == "weight"
 
 
 def dequantised(parameter: Tensor) -> Tensor:

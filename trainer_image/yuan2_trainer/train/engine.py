@@ -13,7 +13,8 @@ from yuan2_model.attention import describe
 from yuan2_trainer.checkpoint.manifest import Found
 from yuan2_trainer.checkpoint.restoring import put_weights, restore, start_optimizer
 from yuan2_trainer.model.deepspeed import build_engine
-from yuan2_trainer.model.loading import DTYPES, load_for_training
+from yuan2_trainer.model.loading import load_for_training
+from yuan2_trainer.model.precision import DTYPES, check_model
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
     Args:
         job: what to train.
         found: the checkpoint to go on from, or `None` for the first step.
+
+    Raises:
+        JobError: as `load_for_training`, also when a checkpoint or the engine changed a parameter's type.
     """
     model = load_for_training(job)
     if found is not None:
@@ -39,6 +43,7 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
         start_optimizer(engine)
     else:
         restore(engine, found)
+    check_model(engine.module, job)
     return engine
 
 
