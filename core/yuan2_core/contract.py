@@ -374,6 +374,8 @@ class ServeJob(Contract):
     uid: str
     served_name: str
     """What clients put into `model`."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same model."""
     model_path: str
     """Directory with config.json, weights and tokenizer in the published layout."""
     adapter_path: str | None = None

@@ -17,9 +17,12 @@ from yuan2_core.contract import (
     TERMINATION_LOG,
 )
 from yuan2_core.errors import UserError
-from yuan2_server.job import leave_termination, read_job, worker_address
+from yuan2_server.job import EngineFailedError, leave_termination, read_job, worker_address
 
 log = logging.getLogger("yuan2_server")
+
+ENGINE_FAILED = "EngineFailed"
+"""`Termination.reason` of a worker whose model cannot be computed any more."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         _run(options)
     except UserError as error:
         return _ended(options, EXIT_INVALID, error.reason, str(error))
+    except EngineFailedError as error:
+        return _ended(options, EXIT_CRASHED, ENGINE_FAILED, str(error))
     except OSError as error:
         return _ended(options, EXIT_CRASHED, "Crashed", str(error))
     return EXIT_COMPLETE
@@ -41,7 +46,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.program == "worker":
         from yuan2_server.run_worker import run_worker
 
-        asyncio.run(run_worker(job, worker_address(options.address, job.worker.port)))
+        def tell(problem: str) -> None:
+            # Liveness fails from now on: the kubelet finds the reason here when it ends the container.
+            leave_termination(options.termination_log, ENGINE_FAILED, problem)
+
+        asyncio.run(run_worker(job, worker_address(options.address, job.worker.port), tell))
     else:
         from yuan2_server.run_api import run_api
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from yuan2_server.sequence import Sequence
+from yuan2_server.sequence import Entry
 
 SHARE_OF_FREE_MEMORY = 0.8
 """Of what is free once the weights are loaded; the rest is for activations."""
+GROWTH = 1.25
+"""A cache that grows takes room for a quarter more tokens than it holds (`yuan2_model.cache`)."""
 
 
 class CacheStore:
@@ -18,15 +19,15 @@ class CacheStore:
     def __init__(self) -> None:
         self._caches: dict[int, Any] = {}
 
-    def get(self, sequence: Sequence) -> Any | None:
+    def get(self, sequence: Entry) -> Any | None:
         """The cache that holds the first `computed` tokens; None when that is none."""
         return self._caches.get(sequence.id)
 
-    def put(self, sequence: Sequence, cache: Any) -> None:
+    def put(self, sequence: Entry, cache: Any) -> None:
         """Keep the cache for the sequence's next step."""
         self._caches[sequence.id] = cache
 
-    def drop(self, sequence: Sequence) -> None:
+    def drop(self, sequence: Entry) -> None:
         """Free the memory of a sequence that has ended."""
         self._caches.pop(sequence.id, None)
 
@@ -40,18 +41,6 @@ def token_bytes(layers: int, hidden: int, element_size: int) -> int:
 
 
 def token_budget(free_bytes: int, bytes_per_token: int) -> int:
-    """Tokens that fit into the share of free memory that caches may take."""
-    return int(free_bytes * SHARE_OF_FREE_MEMORY) // bytes_per_token
-
-
-def free_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes this container may still allocate: what the machine has left, or less when its cgroup has a
-    limit."""
-    meminfo = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
-    available = int(meminfo["MemAvailable"].split()[0]) * 1024
-    try:
-        limit = int((cgroup / "memory.max").read_text())  # "max" when there is no limit
-        used = int((cgroup / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return max(min(available, limit - used), 0)
+    """Tokens that fit into the share of free memory that caches may take, the room they grow into
+    included."""
+    return int(free_bytes * SHARE_OF_FREE_MEMORY / GROWTH) // bytes_per_token

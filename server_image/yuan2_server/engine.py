@@ -9,31 +9,39 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from yuan2_server.protocol import ErrorCode, FinishReason, RequestError
 from yuan2_server.scheduler import Limits, Scheduler, Slice
-from yuan2_server.sequence import SampledToken, Sequence
+from yuan2_server.sequence import Embedding, Entry, SampledToken, Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+STEP_SECONDS = 600.0
+"""A step that runs for longer is taken for one that never ends: the longest there is, 512 tokens of a prompt,
+takes a second on a GPU and a minute on a few CPU cores."""
 
 
 class Runner(Protocol):
     """Runs the model and keeps the caches (`runner.ModelRunner`)."""
 
     def run(self, work: tuple[Slice, ...]) -> list[Tensor]:
-        """Logits [V] after the last position of each slice."""
+        """Of each slice the logits [V] after its last position; of one of an `Embedding` the vector [H] of
+        the text so far."""
         ...
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: Entry) -> None:
         """Drop the cache of a sequence."""
+        ...
+
+    def check(self) -> None:
+        """Raise what the model raises even for a single token."""
         ...
 
 
@@ -44,7 +52,7 @@ class TokenSampler(Protocol):
         """The next token, from logits [V]."""
         ...
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: Entry) -> None:
         """Drop what is kept for a sequence."""
         ...
 
@@ -56,13 +64,20 @@ class EngineStats:
     running: int = 0
     """Sequences that hold a cache."""
     cached_tokens: int = 0
-    """Tokens that these caches hold at their longest."""
+    """Tokens that are set aside for these caches."""
 
 
 class Engine:
     """Generates for all sequences that were submitted and not cancelled."""
 
-    def __init__(self, runner: Runner, sampler: TokenSampler, limits: Limits) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        sampler: TokenSampler,
+        limits: Limits,
+        step_seconds: float = STEP_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._runner = runner
         self._sampler = sampler
         self._scheduler = Scheduler(limits)
@@ -70,18 +85,28 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._load = 0
+        self._ended = ""
+        self._step_seconds = step_seconds
+        self._clock = clock
+        self._step_began: float | None = None
         self.stats = EngineStats()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
     def load(self) -> int:
-        """Sequences that run or wait."""
+        """Requests that run or wait."""
         return self._load
 
     @property
-    def alive(self) -> bool:
-        """Whether the engine's thread runs."""
-        return self._thread.is_alive()
+    def problem(self) -> str:
+        """Why nothing will be generated any more, in a sentence; empty while all is well."""
+        began = self._step_began
+        if self._ended or began is None:
+            return self._ended
+        seconds = self._clock() - began
+        return (
+            f"a step has been running for {seconds:.0f} s: it hangs" if seconds > self._step_seconds else ""
+        )
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -93,48 +118,57 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; its tokens go to its sink. Raises RequestError (rate limit) when the queue is
-        full."""
+    def submit(self, sequence: Entry) -> None:
+        """Queue a sequence; what comes of it goes to its sink.
+
+        Raises RequestError: the queue is full (rate limit), or the engine does not work any more.
+        """
         with self._lock:
+            if self.problem:
+                raise _gone()
             if self._load >= self._limits.max_sequences:
                 raise RequestError(
                     ErrorCode.RATE_LIMIT,
                     f"this worker takes {self._load} requests at once and has as many; try again later",
                 )
             self._load += 1
-        self._inbox.put(lambda: self._scheduler.add(sequence))
+            self._inbox.put(lambda: self._scheduler.add(sequence))
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, sequence: Entry) -> None:
         """Give up a sequence: its cache is free within one step and its sink hears nothing more."""
         self._inbox.put(lambda: self._drop(sequence))
 
-    def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run something else on the engine's thread, between two steps (embeddings)."""
-        future: Future[T] = Future()
-        self._inbox.put(lambda: _settle(future, function))
-        return future
-
     def step(self) -> bool:
         """Run the next piece of work; False when there is none."""
+        for evicted in self._scheduler.evict():
+            self._runner.forget(evicted)
         work = self._scheduler.schedule()
         if not work:
             return False
+        self._step_began = self._clock()
         try:
-            for piece, logits_V in zip(work, self._runner.run(work)):  # noqa: B905 -- same length by contract
-                self._postprocess(piece, logits_V)
+            for piece, output in zip(work, self._runner.run(work)):  # noqa: B905 -- same length by contract
+                self._postprocess(piece, output)
         except Exception as error:  # noqa: BLE001 -- one request's failure must not end the others'
             self._fail(work, error)
+        self._step_began = None
         self.stats = EngineStats(len(self._scheduler.running), self._scheduler.cached_tokens)
         return True
 
-    def _postprocess(self, piece: Slice, logits_V: Tensor) -> None:
-        sequence, samples = piece.sequence, piece.samples
-        sequence.computed = piece.end
-        if samples:
-            reason = sequence.append(self._sampler.sample(logits_V, sequence))
-            if reason is not None:
-                self._finish(sequence, reason)
+    def _postprocess(self, piece: Slice, output: Tensor) -> None:
+        sequence = piece.sequence
+        last, sequence.computed = piece.is_last, piece.end
+        if not last:
+            return
+        if isinstance(sequence, Embedding):
+            self._runner.forget(sequence)
+            if sequence.append(output.tolist()):
+                self._drop(sequence)
+                sequence.sink.finish(sequence.vectors)
+            return
+        reason = sequence.append(self._sampler.sample(output, sequence))
+        if reason is not None:
+            self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._drop(sequence)
@@ -145,8 +179,13 @@ class Engine:
         for piece in work:
             self._drop(piece.sequence)
             piece.sequence.sink.fail(as_request_error(error))
+        try:
+            # Some errors stick: after a device-side assertion every call fails until the process is another.
+            self._runner.check()
+        except Exception as broken:  # noqa: BLE001 -- whatever it is, it goes into the status
+            self._end(f"the model fails even for a single token: {type(broken).__name__}: {_line(broken)}")
 
-    def _drop(self, sequence: Sequence) -> None:
+    def _drop(self, sequence: Entry) -> None:
         if self._scheduler.remove(sequence):
             self._runner.forget(sequence)
             self._sampler.forget(sequence)
@@ -155,8 +194,20 @@ class Engine:
 
     def _loop(self) -> None:
         busy = False
-        while self._obey(wait=not busy):
-            busy = self.step()
+        try:
+            while not self._ended and self._obey(wait=not busy):
+                busy = self.step()
+        except BaseException as error:
+            self._end(f"the engine's thread failed: {type(error).__name__}: {_line(error)}")
+            raise
+        finally:
+            self._end("the engine has stopped")
+            self._abandon()
+
+    def _end(self, reason: str) -> None:
+        """From here on nothing is submitted; the first reason stays."""
+        with self._lock:
+            self._ended = self._ended or reason
 
     def _obey(self, *, wait: bool) -> bool:
         """Run the commands that are there, at least one if `wait`; False when one was to close."""
@@ -166,25 +217,26 @@ class Engine:
             except queue.Empty:
                 return True
             if command is None:
-                self._abandon()
                 return False
             command()
             wait = False
 
     def _abandon(self) -> None:
-        error = RequestError(ErrorCode.ENGINE_OVERLOADED, "this worker is shutting down; try again")
+        while not self._inbox.empty():
+            command = self._inbox.get()
+            if command is not None:
+                command()
         for sequence in self._scheduler.all():
             self._drop(sequence)
-            sequence.sink.fail(error)
+            sequence.sink.fail(_gone())
 
 
-def _settle(future: Future[T], function: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except Exception as error:  # noqa: BLE001 -- the waiting thread gets it
-        future.set_exception(error)
+def _gone() -> RequestError:
+    return RequestError(ErrorCode.ENGINE_OVERLOADED, "this worker does not work any more; try again")
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def as_request_error(error: Exception) -> RequestError:

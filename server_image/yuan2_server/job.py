@@ -15,6 +15,10 @@ from yuan2_core.errors import UserError
 log = logging.getLogger(__name__)
 
 
+class EngineFailedError(Exception):
+    """The worker was asked to stop after its engine had failed; the message says how."""
+
+
 def read_job(path: Path) -> ServeJob:
     """The job in a file. Raises UserError (reason InvalidJob) that names the field."""
     try:

@@ -45,6 +45,8 @@ def worker_params(request: ChatRequest, index: int) -> Document:
         "max_new_tokens": request.longest_answer,
         "stop": list(request.stop),
         "echo": False,
+        "clamp": False,
+        "deltas": True,
     }
     if request.seed is not None:
         params["seed"] = request.seed + index
@@ -69,11 +71,15 @@ class Choice:
         self.finish_reason = document.get("finish_reason")
         self.usage = document.get("usage") or self.usage
         text: str = document["text"]
-        if not self.finish_reason:
-            # FastChat's own worker sends half a character as U+FFFD and corrects it in the next document.
-            text = text.rstrip("\ufffd")
-        new_text, self.text = text[len(self.text) :], max(text, self.text, key=len)
-        new_tokens = chat_logprobs(document.get("logprobs"), len(self.tokens))
+        if document.get("delta"):
+            new_text, self.text = text, self.text + text
+            new_tokens = chat_logprobs(document.get("logprobs"), 0)
+        else:
+            if not self.finish_reason:
+                # FastChat's own worker sends half a character as U+FFFD and corrects it in the next document.
+                text = text.rstrip("\ufffd")
+            new_text, self.text = text[len(self.text) :], max(text, self.text, key=len)
+            new_tokens = chat_logprobs(document.get("logprobs"), len(self.tokens))
         self.tokens += new_tokens
         return new_text, new_tokens
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from yuan2_server.protocol import ErrorCode
-
-_WORKER_NAMES = {"max_new_tokens": "max_tokens", "prompt": "messages"}
-"""Fields whose names differ between FastChat's protocol and OpenAI's API."""
-_FIELD = re.compile(r"([a-z_]+)[\w.\[\]]*: ")
 
 
 class OpenAIError(Exception):
@@ -57,20 +53,27 @@ def no_worker(model: str) -> OpenAIError:
     return OpenAIError(503, f"No worker for `{model}` is ready; try again later.", code="no_worker")
 
 
-def from_worker(code: int, message: str, model: str, prompt: str = "messages") -> OpenAIError:
-    """The error that a worker's `error_code` stands for; `prompt` is the parameter that holds the text."""
+def from_worker(document: Mapping[str, Any], model: str, prompt: str = "messages") -> OpenAIError:
+    """The error that a worker's document reports; `prompt` is the parameter that holds the text."""
+    code, message = int(document["error_code"]), str(document.get("text", ""))
     if code == ErrorCode.INVALID_MODEL:
         return model_not_found(model, [])
-    if code == ErrorCode.CONTEXT_OVERFLOW:
-        return invalid(prompt, message, "context_length_exceeded")
     if code in (ErrorCode.RATE_LIMIT, ErrorCode.QUOTA_EXCEEDED):
         return OpenAIError(429, message, code="rate_limit_exceeded", type_="rate_limit_error")
     if code in (ErrorCode.ENGINE_OVERLOADED, ErrorCode.CONTROLLER_NO_WORKER):
         return OpenAIError(503, message, code="no_worker")
-    if 40000 <= code < 41000 or code == ErrorCode.PARAM_OUT_OF_RANGE:
-        found = _FIELD.match(message)
-        field = found.group(1) if found else None
-        return invalid(_WORKER_NAMES.get(field, field) if field else None, message)
+    if 40000 <= code < 41000 or code in (ErrorCode.PARAM_OUT_OF_RANGE, ErrorCode.CONTEXT_OVERFLOW):
+        return _refused(code, message, document.get("param"), prompt)
     if code == ErrorCode.CUDA_OUT_OF_MEMORY:
         return OpenAIError(500, message, code="out_of_memory")
     return OpenAIError(500, message, code="worker_failed")
+
+
+def _refused(code: int, message: str, field: Any, prompt: str) -> OpenAIError:
+    """A worker's refusal, with the parameter as the client knows it; FastChat's own worker names none."""
+    overflow = code == ErrorCode.CONTEXT_OVERFLOW
+    if field is None and overflow:
+        field = "prompt"
+    names = {"max_new_tokens": "max_tokens", "prompt": prompt, "prompt_ids": prompt}
+    param = names.get(field, field) if isinstance(field, str) else None
+    return invalid(param, message, "context_length_exceeded" if overflow else None)

@@ -46,6 +46,8 @@ class Registration:
         self._address = address
         self._status = status
         self._interval = interval
+        self._names: list[str] = []
+        """The models that the controller was told of last."""
         self.registered = False
         """Whether the controller answered the last call and knows this worker."""
 
@@ -72,8 +74,9 @@ class Registration:
         self.registered = False
 
     async def _beat(self, session: aiohttp.ClientSession) -> None:
-        if self.registered:
-            body = {"worker_name": self._address, "queue_length": self._status()["queue_length"]}
+        status = self._status()
+        if self.registered and status["model_names"] == self._names:
+            body = {"worker_name": self._address, "queue_length": status["queue_length"]}
             async with session.post(self._controller_url + "/receive_heart_beat", json=body) as response:
                 response.raise_for_status()
                 if (await response.json())["exist"]:
@@ -81,13 +84,17 @@ class Registration:
             log.info("the controller does not know this worker any more")
         await self._register(session)
         self.registered = True
-        log.info("registered %s with %s", self._address, self._controller_url)
+        log.info(
+            "registered %s with %s for %s", self._address, self._controller_url, self._names or "no model"
+        )
 
     async def _register(self, session: aiohttp.ClientSession) -> None:
+        status = self._status()
+        self._names = status["model_names"]
         body = {
             "worker_name": self._address,
             "check_heart_beat": True,
-            "worker_status": self._status(),
+            "worker_status": status,
             "multimodal": False,
         }
         async with session.post(self._controller_url + "/register_worker", json=body) as response:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from yuan2_core.contract import ServeJob
 from yuan2_core.errors import ModelError, UserError
+from yuan2_server.job import EngineFailedError
 from yuan2_server.lifecycle import HttpServer, in_daemon_thread, stop_requested
 from yuan2_server.registration import Registration, heart_beat_interval
 from yuan2_server.worker import ModelWorker, ServedModel
@@ -22,12 +23,18 @@ log = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 1.0
 """After the withdrawal, requests whose senders had asked the controller before it still arrive."""
-DRAIN_SECONDS = 600.0
+WATCH_SECONDS = 1.0
+DRAIN_SECONDS = 86_400.0
 """Longest wait for running requests; the pod's grace period usually ends it sooner."""
 
 
-async def run_worker(job: ServeJob, address: str) -> None:
-    """Serve until SIGTERM. Raises UserError when the model cannot be served as it is."""
+async def run_worker(job: ServeJob, address: str, tell: Callable[[str], None]) -> None:
+    """Serve until SIGTERM. `tell` is called with a sentence when the engine fails, once.
+
+    Raises:
+        UserError: the model cannot be served as it is.
+        EngineFailedError: SIGTERM came after the engine had failed.
+    """
     try:
         interval = heart_beat_interval()
     except ValueError as error:
@@ -39,7 +46,7 @@ async def run_worker(job: ServeJob, address: str) -> None:
     try:
         worker = await _until(stop, asyncio.create_task(_load(job, host)))
         if worker is not None:
-            await _serve(job, host, worker, address, interval, stop)
+            await _serve(job, host, worker, address, interval, stop, tell)
     finally:
         await server.stop()
 
@@ -60,7 +67,13 @@ async def _until(stop: asyncio.Event, task: asyncio.Task[ModelWorker]) -> ModelW
 
 
 async def _serve(
-    job: ServeJob, host: WorkerHost, worker: ModelWorker, address: str, interval: float, stop: asyncio.Event
+    job: ServeJob,
+    host: WorkerHost,
+    worker: ModelWorker,
+    address: str,
+    interval: float,
+    stop: asyncio.Event,
+    tell: Callable[[str], None],
 ) -> None:
     engine = worker.model.engine
     engine.start()
@@ -68,23 +81,35 @@ async def _serve(
     host.worker = worker
     registration = Registration(job.worker.controller_url, address, worker.status, interval)
     host.is_registered = lambda: registration.registered
-    beats = asyncio.create_task(registration.run())
+    tasks = [asyncio.create_task(registration.run()), asyncio.create_task(_watch(host, registration, tell))]
     await stop.wait()
     log.info("draining %d requests", engine.load)
     worker.draining = True
     await registration.withdraw()
     await _drain(worker)
-    beats.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await beats
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if engine.problem:
+        raise EngineFailedError(engine.problem)  # its thread may hang: nobody waits for it
     await asyncio.to_thread(engine.close)
+
+
+async def _watch(host: WorkerHost, registration: Registration, tell: Callable[[str], None]) -> None:
+    """Once the engine has failed, leave the controller's list and say why; liveness fails from then on."""
+    while not host.broken():  # noqa: ASYNC110 -- another thread breaks
+        await asyncio.sleep(WATCH_SECONDS)
+    log.error("%s: this process must be started again", host.broken())
+    tell(host.broken())
+    await registration.withdraw()
 
 
 async def _drain(worker: ModelWorker) -> None:
     deadline = time.monotonic() + DRAIN_SECONDS
     await asyncio.sleep(SETTLE_SECONDS)
     worker.closing = True
-    while worker.model.engine.load and time.monotonic() < deadline:  # noqa: ASYNC110 -- once in a lifetime
+    engine = worker.model.engine
+    while engine.load and not engine.problem and time.monotonic() < deadline:  # noqa: ASYNC110 -- once
         await asyncio.sleep(0.05)
 
 
@@ -133,10 +158,11 @@ def _load_weights(job: ServeJob, tokenizer: Yuan2Tokenizer, context: int) -> Ser
 
     spec = job.worker
     model = runner.load(job.model_path, spec.device, spec.precision, job.adapter_path)
-    limits = Limits(
-        max_sequences=spec.max_concurrent_requests,
-        max_cached_tokens=runner.cached_token_budget(model, spec.device),
-    )
+    budget = runner.cached_token_budget(model, spec.device)
+    say = log.warning if budget < 2 * context else log.info
+    say("memory for the caches of %d tokens; a request can have %d", budget, context)
     model_runner = runner.ModelRunner(model)
+    model_runner.check()  # the first call is slow, and what fails now is not served
+    limits = Limits(max_sequences=spec.max_concurrent_requests, max_cached_tokens=budget)
     engine = Engine(model_runner, Sampler(tokenizer.vocab_size), limits)
-    return ServedModel(job.served_name, tokenizer, engine, model_runner.embed, context)
+    return ServedModel((job.served_name, *job.aliases), tokenizer, engine, context)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from yuan2_core.contract import Device, ServePrecision
 from yuan2_core.errors import UserError
+from yuan2_core.host_memory import available_bytes
 from yuan2_core.processors import available_cpus
-from yuan2_server.cache import CacheStore, free_host_memory, token_budget, token_bytes
+from yuan2_server.cache import CacheStore, token_budget, token_bytes
 from yuan2_server.protocol import ErrorCode, RequestError
 from yuan2_server.scheduler import Slice
-from yuan2_server.sequence import Sequence
+from yuan2_server.sequence import Embedding, Entry
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class ModelRunner:
         self._model = model
         self._device = next(model.parameters()).device
         self._caches = CacheStore()
+        self._sums: dict[int, Tensor] = {}
+        """Of each running embedding the sum of its current text's hidden states, [H]."""
 
     @property
     def cached_sequences(self) -> int:
@@ -39,33 +42,41 @@ class ModelRunner:
         return len(self._caches)
 
     def run(self, work: tuple[Slice, ...]) -> list[Tensor]:
-        """Logits [V] after the last position of each slice. Raises RequestError when memory runs out."""
+        """Of each slice the logits [V] after its last position; of one of an `Embedding` the mean of the last
+        hidden states (after the final norm) of the text so far, scaled to length 1: [H].
+
+        Raises RequestError when memory runs out.
+        """
         try:
             return [self._run_slice(piece) for piece in work]
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise _memory_error(error) from error
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: Entry) -> None:
         """Drop the cache of a sequence."""
         self._caches.drop(sequence)
+        self._sums.pop(sequence.id, None)
 
     @torch.inference_mode()
-    def embed(self, token_ids: list[int]) -> list[float]:
-        """The mean of the last hidden states (after the final norm) over all tokens, scaled to length 1:
-        [H]."""
-        hidden_BTH = self._model.model(input_ids=self._ids(token_ids), use_cache=False).last_hidden_state
-        mean_H = hidden_BTH[0].float().mean(dim=0)
-        return torch.nn.functional.normalize(mean_H, dim=0).tolist()
+    def check(self) -> None:
+        """Run a single token. Raises what the model raises; on a GPU also what earlier work left there."""
+        hidden_BTH = self._model.model(input_ids=self._ids([0]), use_cache=False).last_hidden_state
+        float(self._model.lm_head(hidden_BTH[0, -1]).float().sum())
 
     @torch.inference_mode()
     def _run_slice(self, piece: Slice) -> Tensor:
+        sequence = piece.sequence
         output = self._model.model(
             input_ids=self._ids(piece.token_ids),
-            past_key_values=self._caches.get(piece.sequence),
+            past_key_values=self._caches.get(sequence),
             use_cache=True,
         )
-        self._caches.put(piece.sequence, output.past_key_values)
-        return self._model.lm_head(output.last_hidden_state[0, -1])
+        self._caches.put(sequence, output.past_key_values)
+        hidden_TH = output.last_hidden_state[0]
+        if isinstance(sequence, Embedding):
+            self._sums[sequence.id] = self._sums.get(sequence.id, 0.0) + hidden_TH.float().sum(dim=0)
+            return torch.nn.functional.normalize(self._sums[sequence.id], dim=0)
+        return self._model.lm_head(hidden_TH[-1])
 
     def _ids(self, token_ids: list[int]) -> Tensor:
         return torch.tensor([token_ids], device=self._device)
@@ -84,7 +95,7 @@ def cached_token_budget(model: Any, device: Device) -> int:
     """Tokens of cache that fit beside the loaded weights."""
     config = model.config
     element_size = next(model.parameters()).element_size()
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_host_memory()
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else available_bytes() or 0
     return token_budget(free, token_bytes(config.num_hidden_layers, config.hidden_size, element_size))
 
 

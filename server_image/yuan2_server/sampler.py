@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yuan2_server.sequence import SampledToken, SamplingParams, Sequence
+from yuan2_server.sequence import Entry, SampledToken, SamplingParams, Sequence
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this take the most likely token (FastChat's limit)."""
@@ -35,7 +35,7 @@ class Sampler:
             return SampledToken(token_id)
         return _with_logprobs(raw_V, token_id, params.logprobs)
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: Entry) -> None:
         """Drop what is kept for a sequence that has ended."""
         self._generators.pop(sequence.id, None)
 

@@ -2,6 +2,8 @@
 
 Requests are admitted in order of arrival while their caches fit, and the admitted ones take turns, one step
 each, so a short question is not kept waiting by a long answer. A prompt is run in chunks for the same reason.
+Room is set aside for what a sequence has and a little more, not for the longest answer it could get; when the
+caches grow into their limit, the youngest sequence waits and is run again from its beginning.
 """
 
 from __future__ import annotations
@@ -9,30 +11,29 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from yuan2_server.sequence import Sequence
+from yuan2_server.sequence import Entry
+
+HEADROOM = 64
+"""Tokens of an answer for which room is set aside beforehand."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the scheduler may hand out."""
+    """What the engine may hand out."""
 
     max_sequences: int
-    """Sequences that run or wait; one more is refused."""
+    """Requests that run or wait; one more is refused."""
     max_cached_tokens: int
-    """Tokens the caches of all running sequences may hold at their longest; one sequence always runs."""
+    """Tokens that the caches of all running sequences may hold; one sequence always runs."""
     prefill_chunk: int = 512
     """Prompt tokens of one step."""
-
-
-class QueueFullError(Exception):
-    """`Limits.max_sequences` are running or waiting already."""
 
 
 @dataclass(frozen=True)
 class Slice:
     """Positions `start` to `end` of one sequence, to be run in a step."""
 
-    sequence: Sequence
+    sequence: Entry
     start: int
     end: int
 
@@ -42,8 +43,8 @@ class Slice:
         return self.sequence.tokens(self.start, self.end)
 
     @property
-    def samples(self) -> bool:
-        """Whether the step reaches the last token, so that its logits choose the next one."""
+    def is_last(self) -> bool:
+        """Whether the step reaches the last token: it gives the next one, or the text's vector."""
         return self.end == self.sequence.length
 
 
@@ -52,39 +53,48 @@ class Scheduler:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._waiting: deque[Sequence] = deque()
-        self._running: deque[Sequence] = deque()
+        self._waiting: deque[Entry] = deque()
+        self._running: deque[Entry] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
 
     @property
-    def running(self) -> tuple[Sequence, ...]:
+    def running(self) -> tuple[Entry, ...]:
         """Sequences that hold a cache."""
         return tuple(self._running)
 
-    def all(self) -> tuple[Sequence, ...]:
+    def all(self) -> tuple[Entry, ...]:
         """Every sequence here, running ones first."""
         return (*self._running, *self._waiting)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens the caches of the running sequences hold at their longest."""
-        return sum(sequence.longest for sequence in self._running)
+        """Tokens that are set aside for the caches of the running sequences."""
+        return sum(map(_room, self._running))
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises QueueFullError."""
-        if len(self) >= self.limits.max_sequences:
-            raise QueueFullError
+    def add(self, sequence: Entry) -> None:
+        """Queue a sequence."""
         self._waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> bool:
+    def remove(self, sequence: Entry) -> bool:
         """Forget a sequence, wherever it is; False when it is not here (any more)."""
         for queue in (self._running, self._waiting):
             if sequence in queue:
                 queue.remove(sequence)
                 return True
         return False
+
+    def evict(self) -> list[Entry]:
+        """Sequences whose caches must go, for those of older ones have grown; they are first in line."""
+        evicted: list[Entry] = []
+        while len(self._running) > 1 and self.cached_tokens > self.limits.max_cached_tokens:
+            youngest = max(self._running, key=lambda sequence: sequence.id)
+            self._running.remove(youngest)
+            youngest.computed = 0
+            self._waiting.appendleft(youngest)
+            evicted.append(youngest)
+        return evicted
 
     def schedule(self) -> tuple[Slice, ...]:
         """The work of the next step; empty when there is none. A sequence that had its turn goes to the
@@ -98,9 +108,17 @@ class Scheduler:
         return (Slice(sequence, sequence.computed, end),)
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0]):
-            # The newcomer is next: its first token matters more than another's hundredth.
-            self._running.appendleft(self._waiting.popleft())
+        """Newcomers are next, in their order: a first token matters more than another's hundredth."""
+        newcomers: list[Entry] = []
+        room = self.limits.max_cached_tokens - self.cached_tokens
+        while self._waiting:
+            needed = _room(self._waiting[0])
+            if needed > room and (self._running or newcomers):
+                break
+            newcomers.append(self._waiting.popleft())
+            room -= needed
+        self._running.extendleft(reversed(newcomers))
 
-    def _fits(self, sequence: Sequence) -> bool:
-        return not self._running or self.cached_tokens + sequence.longest <= self.limits.max_cached_tokens
+
+def _room(sequence: Entry) -> int:
+    return min(sequence.longest, sequence.length + HEADROOM)

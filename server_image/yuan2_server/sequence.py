@@ -1,4 +1,4 @@
-"""One answer being generated, and how its tokens are chosen. No torch."""
+"""What the engine works on: an answer being generated, or texts whose vectors are wanted. No torch."""
 
 from __future__ import annotations
 
@@ -38,8 +38,16 @@ class SampledToken:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class TokenSink(Protocol):
-    """Where a sequence's tokens go. Called on the engine's thread, so it must be quick."""
+class Sink(Protocol):
+    """Where a result goes. Called on the engine's thread, so it must be quick."""
+
+    def fail(self, error: RequestError) -> None:
+        """There will be no complete result."""
+        ...
+
+
+class TokenSink(Sink, Protocol):
+    """Where a sequence's tokens go."""
 
     def accept(self, token: SampledToken) -> bool:
         """Take one token that is part of the answer; True means that the answer ends here."""
@@ -49,8 +57,12 @@ class TokenSink(Protocol):
         """The answer is complete."""
         ...
 
-    def fail(self, error: RequestError) -> None:
-        """There will be no complete answer."""
+
+class VectorSink(Sink, Protocol):
+    """Where vectors go."""
+
+    def finish(self, vectors: list[list[float]]) -> None:
+        """One vector for each text, in their order."""
         ...
 
 
@@ -58,7 +70,7 @@ class TokenSink(Protocol):
 class Sequence:
     """Prompt and answer of one request, and how far the model's cache has got.
 
-    `computed` tokens of `token_ids` are in the cache; the rest is what the next steps run.
+    `computed` tokens are in the cache; the rest is what the next steps run.
     """
 
     prompt_ids: tuple[int, ...]
@@ -75,7 +87,7 @@ class Sequence:
 
     @property
     def longest(self) -> int:
-        """Tokens the cache must have room for at the worst."""
+        """Tokens that the cache holds at the end, at most."""
         return len(self.prompt_ids) + self.params.max_new_tokens
 
     def tokens(self, start: int, end: int) -> list[int]:
@@ -92,3 +104,40 @@ class Sequence:
         if self.sink.accept(token):
             return "stop"
         return "length" if len(self.output_ids) >= self.params.max_new_tokens else None
+
+
+@dataclass(eq=False)
+class Embedding:
+    """Texts of one request, run one after the other; to the scheduler it is a sequence that takes its turns.
+
+    `computed` counts the tokens of the current text that were run.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+    sink: VectorSink
+    vectors: list[list[float]] = field(default_factory=list)
+    computed: int = 0
+    id: int = field(default_factory=lambda: next(_ids))
+
+    @property
+    def length(self) -> int:
+        """Tokens of the current text."""
+        return len(self.texts[len(self.vectors)])
+
+    @property
+    def longest(self) -> int:
+        """The same: nothing is added to a text."""
+        return self.length
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Token ids of the current text from `start` to `end`."""
+        return list(self.texts[len(self.vectors)][start:end])
+
+    def append(self, vector: list[float]) -> bool:
+        """Add the current text's vector and go on to the next one; True when there is none."""
+        self.vectors.append(vector)
+        self.computed = 0
+        return len(self.vectors) == len(self.texts)
+
+
+Entry = Sequence | Embedding

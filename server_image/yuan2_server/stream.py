@@ -128,57 +128,59 @@ class TextStream:
         self._stops = StopMatcher(stops)
         self._prompt_tokens = prompt_tokens
         self._publish = publish
-        self._text = prefix
+        self._new_text = prefix
         self._describe = describe
-        self._logprobs: list[TokenLogprob] = []
+        self._new_logprobs: list[TokenLogprob] = []
         self._tokens = 0
 
     def accept(self, token: SampledToken) -> bool:
         """Take a token of the answer; True when a stop string is complete."""
         self._tokens += 1
         if self._describe is not None:
-            self._logprobs.append(self._describe(token))
-        shown = self._stops.push(self._detokenizer.push(token.token_id))
-        self._text += shown
-        if (shown or self._describe is not None) and not self._stops.matched:
-            self._publish(self._chunk(None))
+            self._new_logprobs.append(self._describe(token))
+        self._new_text += self._stops.push(self._detokenizer.push(token.token_id))
+        if (self._new_text or self._new_logprobs) and not self._stops.matched:
+            self._send(None)
         return self._stops.matched
 
     def finish(self, reason: FinishReason) -> None:
-        """Publish the whole answer with the reason for its end."""
+        """Publish the rest of the answer with the reason for its end."""
         if not self._stops.matched:
-            self._text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        self._publish(self._chunk(reason))
+            self._new_text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        self._send(reason)
 
     def fail(self, error: RequestError) -> None:
         """Publish the error that ends the stream."""
         self._publish(error)
 
-    def _chunk(self, reason: FinishReason | None) -> Chunk:
-        logprobs = None if self._describe is None else tuple(self._logprobs)
-        return Chunk(self._text, Usage(self._prompt_tokens, self._tokens), reason, logprobs)
+    def _send(self, reason: FinishReason | None) -> None:
+        logprobs = None if self._describe is None else tuple(self._new_logprobs)
+        usage = Usage(self._prompt_tokens, self._tokens)
+        self._publish(Chunk(self._new_text, usage, reason, logprobs))
+        self._new_text, self._new_logprobs = "", []
 
 
-class LatestChunk:
-    """Carries chunks from the engine's thread to one coroutine. Text is cumulative, so only the newest is
-    kept: a slow client costs no memory and gets fewer, longer chunks."""
+class Mailbox:
+    """Carries chunks from the engine's thread to one coroutine. What is not fetched yet is put together: a
+    slow client costs no more memory than its answer has and gets fewer, longer chunks."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lock = threading.Lock()
-        self._newest: Chunk | RequestError | None = None
+        self._unread: Chunk | RequestError | None = None
         self._fresh = asyncio.Event()
 
     def publish(self, item: Chunk | RequestError) -> None:
         """Hand over a chunk or the error that ends the stream; from any thread."""
         with self._lock:
-            wake = self._newest is None
-            self._newest = item
-        if wake and not self._loop.is_closed():
+            unread = self._unread
+            both = isinstance(unread, Chunk) and isinstance(item, Chunk)
+            self._unread = unread.then(item) if both else item  # type: ignore[union-attr, arg-type]
+        if unread is None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._fresh.set)
 
     async def next(self, timeout: float) -> Chunk | None:
-        """The newest chunk, or None when there was none for `timeout` seconds. Raises the published
+        """What is new, or None when there was nothing for `timeout` seconds. Raises the published
         RequestError."""
         try:
             await asyncio.wait_for(self._fresh.wait(), timeout)
@@ -186,23 +188,36 @@ class LatestChunk:
             return None
         self._fresh.clear()
         with self._lock:
-            item, self._newest = self._newest, None
+            item, self._unread = self._unread, None
         if isinstance(item, RequestError):
             raise item
         return item
 
 
-async def chunks_of(channel: LatestChunk, first: Chunk, keepalive: float) -> AsyncIterator[Chunk]:
-    """The chunks of one answer as FastChat expects them: the last text is repeated once with its finish
-    reason.
-
-    When nothing happens for `keepalive` seconds (a long queue, a long prompt) the last chunk is sent again,
-    so that a reader can tell a slow worker from a dead one; before there is any, that is `first`.
-    """
+async def chunks_of(mailbox: Mailbox, first: Chunk, keepalive: float) -> AsyncIterator[Chunk]:
+    """The chunks of one answer. When nothing happens for `keepalive` seconds (a long queue, a long prompt) an
+    empty one comes, so that a reader can tell a slow worker from a dead one; `first` is empty, too."""
     last = first
     while last.finish_reason is None:
-        chunk = await channel.next(keepalive) or last
-        if chunk.finish_reason is not None and chunk.text != last.text:
-            yield Chunk(chunk.text, chunk.usage, None, chunk.logprobs)
+        chunk = await mailbox.next(keepalive) or Chunk("", last.usage)
         yield chunk
         last = chunk
+
+
+async def cumulated(chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+    """The chunks as FastChat expects them: each holds everything so far, and the last one is repeated once
+    with its finish reason."""
+    whole: Chunk | None = None
+    async for chunk in chunks:
+        grown = chunk if whole is None else whole.then(_like(chunk, whole))
+        if chunk.finish_reason is not None and chunk.text:
+            yield Chunk(grown.text, grown.usage, None, grown.logprobs)
+        yield grown
+        whole = grown
+
+
+def _like(chunk: Chunk, whole: Chunk) -> Chunk:
+    """An empty chunk has no log-probabilities, but what came before it keeps its own."""
+    if chunk.logprobs is None and whole.logprobs is not None:
+        return Chunk(chunk.text, chunk.usage, chunk.finish_reason, ())
+    return chunk

@@ -232,7 +232,7 @@ def _raise_error(document: Document, model: str, prompt: str, *, started: bool =
     """Raise what a worker's document reports: an OpenAIError, or a _RefusedError when another may do."""
     code = document.get("error_code")
     if code:
-        error = from_worker(int(code), str(document.get("text", "")), model, prompt)
+        error = from_worker(document, model, prompt)
         raise _RefusedError(error) if code in _ELSEWHERE and not started else error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -15,6 +14,7 @@ from starlette.routing import Route
 
 from yuan2_server import metrics
 from yuan2_server.answers import ClientGoneError, Stream, while_connected
+from yuan2_server.bodies import MAX_BYTES, BodyTooLargeError, SlowUploadError, parse_object, read_body
 from yuan2_server.engine import as_request_error
 from yuan2_server.protocol import (
     ErrorCode,
@@ -22,6 +22,7 @@ from yuan2_server.protocol import (
     encode_document,
     error_document,
 )
+from yuan2_server.stream import cumulated
 from yuan2_server.worker import Generation, ModelWorker
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,15 @@ class WorkerHost:
         """Why requests do not arrive here; empty when they do."""
         if self.worker is None:
             return "the model is being loaded"
-        if not self.worker.model.engine.alive:
-            return "the engine has stopped"
+        if self.broken():
+            return self.broken()
         if self.worker.draining:
             return "the worker is shutting down"
         return "" if self.is_registered() else "the controller does not know this worker"
+
+    def broken(self) -> str:
+        """Why only another process can help; empty while all is well."""
+        return "" if self.worker is None else self.worker.model.engine.problem
 
     def serving(self) -> ModelWorker:
         """The worker. Raises RequestError while the model is being loaded."""
@@ -67,8 +72,8 @@ def build_app(host: WorkerHost) -> Starlette:
         return JSONResponse(host.worker.status() if host.worker else empty)
 
     async def healthz(_: Request) -> Response:
-        stopped = host.worker is not None and not host.worker.model.engine.alive
-        return PlainTextResponse("the engine has stopped" if stopped else "ok", 503 if stopped else 200)
+        problem = host.broken()
+        return PlainTextResponse(problem or "ok", 503 if problem else 200)
 
     async def readyz(_: Request) -> Response:
         problem = host.ready()
@@ -83,6 +88,7 @@ def build_app(host: WorkerHost) -> Starlette:
             Route("/worker_get_conv_template", _json(host, _conv_template), methods=["POST"]),
             Route("/model_details", _json(host, _model_details), methods=["POST"]),
             Route("/count_token", _json(host, ModelWorker.count_token), methods=["POST"]),
+            Route("/tokenize", _json(host, ModelWorker.tokenize), methods=["POST"]),
             Route("/worker_get_embeddings", _json(host, ModelWorker.embeddings), methods=["POST"]),
             Route("/worker_generate", _json(host, _generate), methods=["POST"]),
             Route("/worker_generate_stream", _generate_stream(host), methods=["POST"]),
@@ -105,7 +111,7 @@ async def _model_details(worker: ModelWorker, _: dict[str, Any]) -> dict[str, An
 
 async def _generate(worker: ModelWorker, body: dict[str, Any]) -> dict[str, Any]:
     async with aclosing(await worker.generate(body)) as generation:
-        final = [chunk async for chunk in generation][-1]
+        final = [chunk async for chunk in cumulated(generation)][-1]
     return final.to_dict()
 
 
@@ -133,28 +139,31 @@ def _generate_stream(host: WorkerHost) -> Handler:
             return Response(status_code=CLIENT_GONE)
         except Exception as error:  # noqa: BLE001 -- told to the client by kind, to the log in full
             return Response(encode_document(error_document(_told(error))), media_type="application/json")
-        return Stream(_documents(generation), "application/json", generation.aclose)
+        documents = _documents(generation, delta=body.get("deltas") is True)
+        return Stream(documents, "application/json", generation.aclose)
 
     return route
 
 
-async def _documents(generation: Generation) -> AsyncGenerator[bytes, None]:
+async def _documents(generation: Generation, *, delta: bool) -> AsyncGenerator[bytes, None]:
     try:
-        async for chunk in generation:
-            yield encode_document(chunk.to_dict())
+        async for chunk in generation if delta else cumulated(generation):
+            yield encode_document(chunk.to_dict(delta=delta))
     except RequestError as error:
         yield encode_document(error_document(error))
 
 
 async def read_object(request: Request) -> dict[str, Any]:
-    """The request's JSON object. Raises RequestError when it is not one."""
+    """The request's JSON object. Raises RequestError when it is not one, ClientGoneError when the client
+    leaves."""
     try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError:
-        raise RequestError(ErrorCode.VALIDATION_TYPE_ERROR, "body: must be JSON") from None
-    if not isinstance(body, dict):
-        raise RequestError(ErrorCode.VALIDATION_TYPE_ERROR, "body: must be a JSON object")
-    return body
+        return parse_object(await read_body(request) or b"{}")
+    except ValueError as error:
+        raise RequestError(ErrorCode.VALIDATION_TYPE_ERROR, f"body: {error}") from None
+    except BodyTooLargeError:
+        raise RequestError(ErrorCode.VALIDATION_TYPE_ERROR, f"body: more than {MAX_BYTES} bytes") from None
+    except SlowUploadError:
+        raise RequestError(ErrorCode.VALIDATION_TYPE_ERROR, "body: sent too slowly") from None
 
 
 def _told(error: Exception) -> RequestError:

@@ -164,6 +164,7 @@ UNSUPPORTED, TOO_LONG = "unsupported_parameter", "context_length_exceeded"
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", None),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", None),
         ({"messages": [{"role": "user", "content": "你" * 400}]}, "messages", TOO_LONG),
+        ({"max_tokens": CONTEXT}, "max_tokens", TOO_LONG),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", UNSUPPORTED),
         ({"response_format": {"type": "json_object"}}, "response_format", UNSUPPORTED),
         ({"logit_bias": {"5": 1}}, "logit_bias", UNSUPPORTED),

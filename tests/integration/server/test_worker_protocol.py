@@ -127,6 +127,34 @@ def test_parameters_as_fastchats_programs_send_them_are_accepted(service: Servic
     assert stream(service, **api_server)[-1] == stream(service, **web_page)[-1] == stream(service)[-1]
 
 
+def test_a_limit_beyond_the_context_is_cut_for_fastchats_programs_and_refused_for_ours(service: Service):
+    assert stream(service, max_new_tokens=CONTEXT * 2)[-1]["finish_reason"] in ("length", "stop")
+    [refused] = stream(service, max_new_tokens=CONTEXT * 2, clamp=False)
+    assert (refused["error_code"], refused["param"]) == (40303, "max_new_tokens")
+
+
+def test_deltas_add_up_to_the_cumulative_text(service: Service):
+    documents = stream(service, deltas=True, logprobs=2)
+    whole = stream(service, logprobs=2)[-1]
+    assert all(document["delta"] for document in documents)
+    assert "".join(document["text"] for document in documents) == whole["text"]
+    tokens = [token for document in documents for token in document.get("logprobs", {}).get("tokens", [])]
+    assert tokens == whole["logprobs"]["tokens"]
+
+
+def test_tokens_of_a_text_and_of_messages(service: Service):
+    messages = [{"role": "user", "content": "one<sep>two"}]
+    answer = post(service, "/tokenize", model="yuan2", messages=messages)
+    assert answer["tokens"] == render_prompt(messages, service.tokenizer)
+    assert answer["context_length"] == CONTEXT
+    text = post(service, "/tokenize", model="yuan2", prompt="a<n>b<sep>")
+    assert text["tokens"] == service.tokenizer.encode("a<n>b<sep>")
+    ids = text["tokens"]
+    by_ids = post(service, "/worker_get_embeddings", model="yuan2", input=[ids])
+    assert by_ids == post(service, "/worker_get_embeddings", model="yuan2", input=["a<n>b<sep>"])
+    assert post(service, "/worker_get_embeddings", model="yuan2", input=[[10**6]])["error_code"] == 40302
+
+
 def test_messages_are_rendered_by_the_worker(service: Service):
     messages = [{"role": "user", "content": "one<sep>two"}]
     final = stream(service, prompt="something else", messages=messages)[-1]

@@ -16,7 +16,7 @@ from yuan2_server.protocol import ErrorCode, RequestError
 from yuan2_server.runner import ModelRunner, cached_token_budget
 from yuan2_server.sampler import Sampler
 from yuan2_server.scheduler import Limits
-from yuan2_server.sequence import SampledToken, SamplingParams, Sequence
+from yuan2_server.sequence import Embedding, SampledToken, SamplingParams, Sequence
 
 VOCABULARY = 420
 
@@ -130,12 +130,15 @@ def test_a_cancelled_sequence_is_gone_within_a_step(model):
     engine.submit(one)
     wait_for("a first token", lambda: sink.tokens, every=0.001)
     engine.cancel(one)
-    engine.call(lambda: None).result(10)
-    seen = len(sink.tokens)
-    assert (engine.load, runner.cached_sequences) == (0, 0)
-    engine.call(lambda: None).result(10)
+    wait_for("an empty engine", lambda: engine.load == 0, every=0.001)
+    # Whatever comes next, its step is the first one without the cancelled sequence.
+    seen, next_one = len(sink.tokens), Recorder()
+    engine.submit(sequence([7], next_one, count=3))
+    assert next_one.done.wait(30)
     assert len(sink.tokens) == seen
     assert not sink.done.is_set()
+    wait_for("an empty engine", lambda: engine.load == 0, every=0.001)
+    assert runner.cached_sequences == 0
     engine.close()
 
 
@@ -185,25 +188,142 @@ def test_running_out_of_memory_is_told_as_that(model, monkeypatch: pytest.Monkey
     assert small.reason == "length"
 
 
-def test_closing_fails_what_is_unfinished_and_calls_return_or_raise(model):
+def test_closing_fails_what_is_unfinished(model):
     engine, _ = engine_of(model)
     engine.start()
-    assert engine.call(lambda: 5).result(10) == 5
-    with pytest.raises(ZeroDivisionError):
-        engine.call(lambda: 1 / 0).result(10)
     sink = Recorder()
     engine.submit(sequence([5], sink, count=4000))
     engine.close()
     assert sink.error is not None
-    assert not engine.alive
+    assert sink.error.code == ErrorCode.ENGINE_OVERLOADED
+    assert engine.problem == "the engine has stopped"
+    with pytest.raises(RequestError):
+        engine.submit(sequence([5], Recorder()))
 
 
-def test_embeddings_are_the_mean_of_the_last_hidden_states(model):
-    ids = [5, 6, 7]
-    with torch.no_grad():
-        hidden = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
-    expected = torch.nn.functional.normalize(hidden.mean(0), dim=0)
-    assert torch.allclose(torch.tensor(ModelRunner(model).embed(ids)), expected, atol=1e-6)
+def test_caches_that_grow_into_the_limit_cost_the_youngest_its_turn_and_no_token(model):
+    """Without a limit of their own, three answers start at once; there is room for one and a half."""
+    engine, runner = engine_of(model, max_cached_tokens=150)
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [300, 301], [17]]
+    sinks = [Recorder() for _ in prompts]
+    for prompt, sink in zip(prompts, sinks, strict=True):
+        engine.submit(sequence(prompt, sink, count=120))
+    drain(engine)
+    assert [sink.tokens for sink in sinks] == [argmax_loop(model, prompt, 120) for prompt in prompts]
+    assert runner.cached_sequences == 0
+
+
+class Vectors:
+    """Remembers what an embedding's sink is told."""
+
+    def __init__(self, log: list[object] | None = None) -> None:
+        self.vectors: list[list[float]] | None = None
+        self.error: RequestError | None = None
+        self._log = log if log is not None else []
+
+    def finish(self, vectors: list[list[float]]) -> None:
+        self.vectors = vectors
+        self._log.append(self)
+
+    def fail(self, error: RequestError) -> None:
+        self.error = error
+
+
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_embeddings_are_the_means_of_the_last_hidden_states(model, chunk: int):
+    texts = [[5, 6, 7], [300, 301, 302, 303, 9], [17]]
+    engine, runner = engine_of(model, prefill_chunk=chunk)
+    sink = Vectors()
+    engine.submit(Embedding(tuple(map(tuple, texts)), sink))
+    drain(engine)
+    for ids, vector in zip(texts, sink.vectors, strict=True):
+        with torch.no_grad():
+            hidden = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(hidden.mean(0), dim=0)
+        assert torch.allclose(torch.tensor(vector), expected, atol=1e-6)
+    assert runner.cached_sequences == 0
+
+
+def test_embeddings_take_turns_with_answers_and_count_in_the_queue(model):
+    engine, _ = engine_of(model, prefill_chunk=4, max_sequences=3)
+    log: list[object] = []
+    answer = Recorder(log=log)
+    bulks = [Vectors(log), Vectors(log)]
+    engine.submit(sequence([5, 6], answer, count=20))
+    for bulk in bulks:
+        engine.submit(Embedding(tuple((7,) * 40 for _ in range(10)), bulk))
+    with pytest.raises(RequestError) as raised:
+        engine.submit(sequence([5], Recorder()))
+    assert raised.value.code == ErrorCode.RATE_LIMIT
+    drain(engine)
+    # 200 chunks of texts and 20 tokens in turns: the answer is complete long before the vectors are.
+    assert log == [answer] * 20 + bulks
+
+
+def test_an_embedding_that_is_given_up_is_gone(model):
+    engine, runner = engine_of(model, prefill_chunk=1)
+    job, sink = Embedding(((5,) * 4000,), Vectors()), Recorder()
+    engine.start()
+    engine.submit(job)
+    engine.submit(sequence([7], sink, count=3))
+    assert sink.done.wait(30)
+    engine.cancel(job)
+    wait_for("an empty engine", lambda: engine.load == 0, every=0.001)
+    assert runner.cached_sequences == 0
+    engine.close()
+
+
+def test_an_error_that_sticks_ends_the_engine_with_its_reason(model, monkeypatch: pytest.MonkeyPatch):
+    engine, _ = engine_of(model)
+    engine.start()
+    first = Recorder()
+    engine.submit(sequence([5], first))
+    assert first.done.wait(30)
+    assert engine.problem == ""
+
+    def forward(**_):
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    failed = Recorder()
+    engine.submit(sequence([5, 6], failed))
+    assert failed.done.wait(30)
+    wait_for("the engine's end", lambda: engine.problem, every=0.005)
+    assert engine.problem == (
+        "the model fails even for a single token: RuntimeError: CUDA error: device-side assert triggered"
+    )
+    with pytest.raises(RequestError) as raised:
+        engine.submit(sequence([5], Recorder()))
+    assert raised.value.code == ErrorCode.ENGINE_OVERLOADED
+    engine.close()
+
+
+def test_a_step_that_hangs_is_noticed(model, monkeypatch: pytest.MonkeyPatch):
+    now, release = [0.0], threading.Event()
+    engine = Engine(ModelRunner(model), Sampler(VOCABULARY), Limits(8, 1000), 60.0, lambda: now[0])
+    entered = threading.Event()
+    real = model.model.forward
+
+    def forward(**arguments):
+        entered.set()
+        release.wait(60)
+        return real(**arguments)
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    engine.start()
+    sink = Recorder()
+    engine.submit(sequence([5, 6], sink, count=2))
+    assert entered.wait(30)
+    now[0] = 59.0
+    assert engine.problem == ""
+    now[0] = 61.0
+    assert engine.problem == "a step has been running for 61 s: it hangs"
+    with pytest.raises(RequestError):
+        engine.submit(sequence([5], Recorder()))
+    release.set()
+    assert sink.done.wait(30)
+    wait_for("an idle engine", lambda: engine.problem == "", every=0.005)
+    engine.close()
 
 
 def test_the_budget_of_the_caches_follows_the_free_memory(model):

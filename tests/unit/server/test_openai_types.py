@@ -7,7 +7,7 @@ import pytest
 from yuan2_server.openai_chat import Choice, chat_logprobs, prompt_text, total_usage, worker_params
 from yuan2_server.openai_errors import OpenAIError, from_worker
 from yuan2_server.openai_types import NEUTRAL, parse_chat_request
-from yuan2_server.protocol import ErrorCode
+from yuan2_server.protocol import ErrorCode, RequestError, error_document
 
 QUESTION = {"role": "user", "content": "Hi"}
 
@@ -116,6 +116,13 @@ def test_a_choice_turns_cumulative_text_into_deltas():
     )
 
 
+def test_a_choice_takes_deltas_as_they_are():
+    choice = Choice(0)
+    texts = ["He", "", "llo"]
+    assert [choice.take({"text": text, "delta": True})[0] for text in texts] == texts
+    assert choice.text == "Hello"
+
+
 def test_usage_counts_the_prompt_once():
     choices = [Choice(i, usage={"prompt_tokens": 4, "completion_tokens": i}) for i in range(3)]
     assert total_usage(tuple(choices)) == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
@@ -153,10 +160,19 @@ def test_byte_tokens_have_their_bytes():
     ],
 )
 def test_workers_errors_have_openais_status(code: ErrorCode, status: int, openai_code: str):
-    error = from_worker(code, "max_new_tokens: must not be 0", "yuan2")
+    document = error_document(RequestError(code, "max_new_tokens: must not be 0", "max_new_tokens"))
+    error = from_worker(document, "yuan2")
     assert (error.status, error.code) == (status, openai_code)
     assert error.type == {429: "rate_limit_error"}.get(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
-    if openai_code is None:
+    if status == 400:
         assert error.param == "max_tokens"
+
+
+def test_the_parameter_is_named_by_the_worker_and_not_read_out_of_its_sentence():
+    """FastChat's own worker names none."""
+    document = {"error_code": 40302, "text": "temperature: 3 is greater than the maximum"}
+    assert from_worker(document, "yuan2").param is None
+    assert from_worker({**document, "param": "prompt"}, "yuan2", "input").param == "input"
+    assert from_worker({"error_code": 40303, "text": "too long"}, "yuan2").param == "messages"

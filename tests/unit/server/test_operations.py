@@ -23,7 +23,7 @@ from yuan2_core.processors import available_cpus
 from yuan2_server import auth
 from yuan2_server.__main__ import main
 from yuan2_server.auth import KeyDirectory
-from yuan2_server.cache import CacheStore, free_host_memory, token_budget, token_bytes
+from yuan2_server.cache import CacheStore, token_budget, token_bytes
 from yuan2_server.job import leave_termination, read_job, worker_address
 from yuan2_server.lifecycle import HttpServer, in_daemon_thread
 from yuan2_server.registration import Registration, heart_beat_interval
@@ -104,18 +104,10 @@ def test_cores_follow_the_quota_of_the_cgroup(tmp_path: Path):
         assert available_cpus(tmp_path) == expected
 
 
-def test_free_memory_follows_the_limit_of_the_cgroup(tmp_path: Path):
-    (tmp_path / "meminfo").write_text("MemTotal: 2000 kB\nMemAvailable: 1000 kB\n")
-    assert free_host_memory(tmp_path, tmp_path) == 1000 * 1024
-    (tmp_path / "memory.current").write_text("1000")
-    for limit, free in (("max", 1000 * 1024), ("5000", 4000), ("500", 0)):
-        (tmp_path / "memory.max").write_text(limit)
-        assert free_host_memory(tmp_path, tmp_path) == free
-
-
 def test_a_cached_token_of_the_2b_model_takes_its_keys_and_values():
     assert token_bytes(layers=24, hidden=2048, element_size=2) == 196_608
-    assert token_budget(196_608 * 1000, 196_608) == 800
+    # 0.8 of the memory, and a cache takes room for a quarter more tokens than it holds.
+    assert token_budget(196_608 * 1000, 196_608) == 640
     assert len(CacheStore()) == 0
 
 

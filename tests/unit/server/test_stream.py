@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 
 from tests.support.serving import TEXTS
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
-from yuan2_server.protocol import Chunk, ErrorCode, RequestError, Usage
+from yuan2_server.protocol import Chunk, ErrorCode, RequestError, TokenLogprob, Usage
 from yuan2_server.sequence import SampledToken
-from yuan2_server.stream import Detokenizer, LatestChunk, StopMatcher, TextStream, chunks_of, describe_token
+from yuan2_server.stream import (
+    Detokenizer,
+    Mailbox,
+    StopMatcher,
+    TextStream,
+    chunks_of,
+    cumulated,
+    describe_token,
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +109,29 @@ def collect(tokenizer: Yuan2Tokenizer, ids: list[int], stops: tuple[str, ...] = 
     return chunks, ended
 
 
-def test_chunks_are_cumulative_and_count_tokens(tokenizer: Yuan2Tokenizer):
+def test_chunks_hold_what_is_new_and_count_tokens(tokenizer: Yuan2Tokenizer):
     ids = tokenizer.encode("Who are you? 你是谁？")
     chunks, ended = collect(tokenizer, ids)
     assert not any(ended)
-    assert chunks[-1] == Chunk("Who are you? 你是谁？", Usage(7, len(ids)), "stop")
-    assert all(later.text.startswith(earlier.text) for earlier, later in zip(chunks, chunks[1:]))  # noqa: B905, RUF007
+    assert "".join(chunk.text for chunk in chunks) == "Who are you? 你是谁？"
+    assert (chunks[-1].usage, chunks[-1].finish_reason) == (Usage(7, len(ids)), "stop")
 
 
 def test_a_stop_string_inside_a_token_cuts_the_text(tokenizer: Yuan2Tokenizer):
     chunks, ended = collect(tokenizer, tokenizer.encode("Who are you?"), stops=("re y",))
     assert True in ended
-    assert chunks[-1].text == "Who a"
-    assert all(len(chunk.text) <= len("Who a") for chunk in chunks)
+    assert "".join(chunk.text for chunk in chunks) == "Who a"
+
+
+def test_the_logprobs_of_each_token_are_sent_once(tokenizer: Yuan2Tokenizer):
+    """Cumulative ones are quadratic: 2,000 tokens with 20 alternatives made documents of a megabyte."""
+    ids = tokenizer.encode("Who are you?") * 50
+    chunks, _ = collect(tokenizer, ids, describe=lambda token: describe_token(tokenizer, token))
+    entries = [entry for chunk in chunks for entry in chunk.logprobs]
+    assert len(entries) == len(ids)
+    assert max(len(chunk.logprobs) for chunk in chunks) == 1
+    first, second = chunks[0], chunks[1]
+    assert first.then(second).logprobs == (*first.logprobs, *second.logprobs)
 
 
 def test_a_byte_token_is_written_as_a_byte(tokenizer: Yuan2Tokenizer):
@@ -123,23 +141,43 @@ def test_a_byte_token_is_written_as_a_byte(tokenizer: Yuan2Tokenizer):
     assert described.top == (("<0xE4>", -1.0), (tokenizer.piece_bytes(space).decode(), -2.0))
 
 
-async def test_the_last_text_is_repeated_with_its_reason():
-    channel = LatestChunk(asyncio.get_running_loop())
-    first = Chunk("", Usage(3, 0))
-    channel.publish(Chunk("a", Usage(3, 1)))
-    stream = chunks_of(channel, first, 5)
-    assert await anext(stream) == Chunk("a", Usage(3, 1))
-    channel.publish(Chunk("ab", Usage(3, 2)))  # overtaken by the next one before anybody reads it
-    channel.publish(Chunk("abc", Usage(3, 3), "stop"))
-    assert [chunk async for chunk in stream] == [Chunk("abc", Usage(3, 3)), Chunk("abc", Usage(3, 3), "stop")]
+async def test_what_nobody_has_read_yet_is_put_together():
+    mailbox = Mailbox(asyncio.get_running_loop())
+    mailbox.publish(Chunk("a", Usage(3, 1)))
+    chunks = chunks_of(mailbox, Chunk("", Usage(3, 0)), 5)
+    assert await anext(chunks) == Chunk("a", Usage(3, 1))
+    mailbox.publish(Chunk("b", Usage(3, 2)))
+    mailbox.publish(Chunk("c", Usage(3, 3), "stop"))
+    assert [chunk async for chunk in chunks] == [Chunk("bc", Usage(3, 3), "stop")]
 
 
-async def test_silence_repeats_the_last_chunk_and_an_error_ends_the_stream():
-    channel = LatestChunk(asyncio.get_running_loop())
+async def test_for_fastchat_text_grows_and_the_last_one_is_repeated_with_its_reason():
+    async def chunks():
+        yield Chunk("", Usage(3, 0))
+        yield Chunk("a", Usage(3, 1), None, (entry("a"),))
+        yield Chunk("", Usage(3, 1))
+        yield Chunk("bc", Usage(3, 3), "stop", (entry("b"), entry("c")))
+
+    def entry(token: str) -> TokenLogprob:
+        return TokenLogprob(token, -1.0)
+
+    grown = [chunk async for chunk in cumulated(chunks())]
+    assert [(chunk.text, chunk.finish_reason) for chunk in grown] == [
+        ("", None),
+        ("a", None),
+        ("a", None),
+        ("abc", None),
+        ("abc", "stop"),
+    ]
+    assert [len(chunk.logprobs or ()) for chunk in grown] == [0, 1, 1, 3, 3]
+
+
+async def test_silence_gives_empty_chunks_and_an_error_ends_the_stream():
+    mailbox = Mailbox(asyncio.get_running_loop())
     first = Chunk("", Usage(3, 0))
-    stream = chunks_of(channel, first, 0.01)
+    stream = chunks_of(mailbox, first, 0.01)
     assert [await anext(stream), await anext(stream)] == [first, first]
-    threading.Thread(target=channel.publish, args=[RequestError(ErrorCode.INTERNAL_ERROR, "broken")]).start()
+    threading.Thread(target=mailbox.publish, args=[RequestError(ErrorCode.INTERNAL_ERROR, "broken")]).start()
     with pytest.raises(RequestError, match="broken"):
         async for _ in stream:
             pass

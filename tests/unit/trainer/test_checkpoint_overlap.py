@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from yuan2_core.host_memory import available_bytes
 from yuan2_trainer.checkpoint import checkpoints as checkpoint
 from yuan2_trainer.checkpoint import snapshot
 from yuan2_trainer.checkpoint.background import Background
@@ -25,7 +26,6 @@ from yuan2_trainer.checkpoint.fragments import Fragment
 from yuan2_trainer.checkpoint.shards import ShardReader
 from yuan2_trainer.checkpoint.snapshot import HostCopy
 from yuan2_trainer.data.order import Position
-from yuan2_trainer.pod.host_memory import available_bytes
 from yuan2_trainer.pod.outcome import OutputFullError
 
 FACTS = {"total_steps": 9, "stage": 0, "identity": {}}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yuan2_core.host_memory import available_bytes
 from yuan2_trainer.checkpoint.fragments import KINDS, Fragment
-from yuan2_trainer.pod.host_memory import available_bytes
 
 SHARE_OF_FREE_MEMORY = 0.5
 """Of what is free, so much may be taken by the copies of all processes of a node."""
