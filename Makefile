@@ -78,7 +78,13 @@ format: $(VENV)/.ok ## Format the code
 lock: ## Resolve requirements/*.in into requirements/*.txt (versions and hashes)
 	scripts/lock.sh
 
-.PHONY: bench-data bench-path bench-prepare bench-train
+.PHONY: bench bench-data bench-docs bench-path bench-prepare bench-train
+bench: bench-prepare bench-train bench-data ## All numbers that need no node, one after the other (half an hour)
+	@echo "bench: build/bench has them; 'make bench-path' measures the path on the node, 'make bench-docs' writes docs/benchmarks.md"
+
+bench-docs: $(VENV)/.ok ## Put the tables of build/bench into docs/benchmarks.md
+	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.pages
+
 bench-path: $(VENV)/.ok ## Numbers of the whole path, to build/bench/path.json
 	$(PY) -m tests.bench.path
 

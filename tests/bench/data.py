@@ -2,6 +2,7 @@
 
 What is counted is memory of processes that no file stands behind (resident less shared, over the process and
 all that it started): the maps of prepared data are page cache, which the kernel takes back when it wants.
+The texts are words of 100,000 different ones, English syllables and Chinese, as often as Zipf's law has them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from tests.bench.report import Row, at_most, plain, write
-from tests.support.many_conversations import SENTENCE, TURNS, write_conversations
+from tests.bench.report import Report, Row, at_most, options, plain
+from tests.support.many_conversations import TURNS, varied, write_conversations
 from yuan2_core.contract import DatasetLocation, Training
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 from yuan2_trainer.data.collate import collate
@@ -29,13 +30,15 @@ from yuan2_trainer.data.store import SampleStore
 CONVERSATIONS = 800_000
 MAX_LENGTH = 2048
 BATCH, STEPS = 128, 500
+PIECES = 8000
+"""Of the tokenizer."""
 GOAL = 1500.0
 """Megabytes a node."""
 
 
 def main() -> None:
     """Measure and write build/bench/data.json; or, with a task, be what is measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--conversations", type=int, default=CONVERSATIONS, help="default %(default)s")
     parser.add_argument("--task", choices=("prepare", "read"), help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -45,23 +48,26 @@ def main() -> None:
     elif arguments.task == "read":
         _read(arguments.root)
     else:
+        report = Report("data", arguments)
         with tempfile.TemporaryDirectory() as name:
-            write("data", measure(Path(name), arguments.conversations))
+            report.write(measure(Path(name), 500 if arguments.small else arguments.conversations))
 
 
 def measure(root: Path, count: int) -> list[Row]:
     """Preparation, and reading as one rank does."""
-    train_tokenizer([SENTENCE], 400, root).save_pretrained(root)
-    write_conversations(root / "data.jsonl", count)
+    text = varied()
+    train_tokenizer([text(0, 0) for _ in range(2000)], PIECES, root).save_pretrained(root)
+    write_conversations(root / "data.jsonl", count, text)
     size = (root / "data.jsonl").stat().st_size / 1e6
+    what = f"{count:,} conversations of {TURNS} turns, {size:,.0f} MB"
     prepared, seconds = _watched("prepare", root)
     read, _ = _watched("read", root)
+    reading = f"{what}, {STEPS} batches of {BATCH}"
     return [
-        plain(f"{count} conversations of {TURNS} turns", size, "MB"),
-        at_most("memory of their preparation, all processes", prepared, "MB", GOAL),
-        plain("  its time", seconds, "s"),
-        plain("  its samples", TURNS * count / seconds, "samples/s"),
-        at_most(f"memory of a rank's data over {STEPS} batches of {BATCH}", read, "MB", GOAL),
+        at_most(plain("memory of their preparation, all processes", prepared, "MB", what), GOAL),
+        plain("time of their preparation", seconds, "s", what),
+        plain("rate of their preparation", TURNS * count / seconds, "samples/s", what),
+        at_most(plain("memory of a rank's data", read, "MB", reading), GOAL),
     ]
 
 

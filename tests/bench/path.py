@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.bench.report import Row, at_most, plain, write
+from tests.bench.report import Report, Row, at_most, options, plain
 from tests.support.cluster import TestCluster, running_node
 from tests.support.journey import Namespace, apply_example, example_manifest, install_operator, namespace
 from yuan2_core.contract import PORT_PROGRESS
@@ -76,10 +76,11 @@ def last_word(made: Namespace) -> dict[str, Any]:
 
 
 def measure(operated: TestCluster) -> list[Row]:
+    """The example from `kubectl apply` to an answer, and what the operator spends on it."""
     with namespace(operated, "bench-path") as made:
         apply_example(made)
         time.sleep(REST_SECONDS)
-        rest = statistics.median(operator_metrics(operated)["memory"] for _ in range(3))
+        rest = _memory(operated)
         before = operator_metrics(operated)["api_calls"]
         applied = time.monotonic()
         made.apply(example_manifest("finetune"))
@@ -92,21 +93,34 @@ def measure(operated: TestCluster) -> list[Row]:
         made.apply(example_manifest("service"))
         made.wait("y2svc/identity", "Ready", SERVICE_SECONDS)
         ready = time.monotonic() - applied
-    outside = 1 - run["secondsInSteps"] / run["secondsTotal"]
+        time.sleep(REST_SECONDS)
+        after = _memory(operated)
+    sizes = f"example `identity`, 2 pods, {run['secondsTotal']:.0f} s"
+    outside = 100 * (1 - run["secondsInSteps"] / run["secondsTotal"])
     return [
-        plain("kubectl apply to the first optimizer step", first_step, "s"),
-        plain("kubectl apply to a Ready service", ready, "s"),
-        at_most("API calls of the operator, creation to Complete", calls, "calls", API_CALLS),
-        at_most("operator memory at rest", rest, "MB", OPERATOR_MEGABYTES),
-        plain("tokens/s of the demo's training", run["tokensPerSecond"], "tokens/s"),
-        plain("wall time outside optimizer steps", 100 * outside, "%"),
+        plain("`kubectl apply` of the Yuan2FineTune to the first optimizer step", first_step, "s", sizes),
+        plain("`kubectl apply` of the Yuan2Service to Ready", ready, "s", "example `identity`"),
+        at_most(plain("API calls of the operator, creation to Complete", calls, "calls", sizes), API_CALLS),
+        plain("memory of the operator before it has handled anything", rest, "MB", "no FineTune, no Service"),
+        at_most(
+            plain("memory of the operator after work", after, "MB", "1 FineTune and 1 Service handled"),
+            OPERATOR_MEGABYTES,
+        ),
+        plain("tokens/s of the training", run["tokensPerSecond"], "tokens/s", sizes),
+        plain("wall time outside optimizer steps", outside, "%", sizes),
     ]
 
 
+def _memory(operated: TestCluster) -> float:
+    return statistics.median(operator_metrics(operated)["memory"] for _ in range(3))
+
+
 def main() -> None:
+    """Measure and write build/bench/path.json."""
+    report = Report("path", options(__doc__, small=False).parse_args())
     with running_node(cache_from(os.environ), node_state(os.environ)) as made:
         install_operator(made)
-        write("path", measure(made))
+        report.write(measure(made))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from tests.bench.prepare import inputs
 from tests.bench.report import Row, at_most, plain
-from tests.bench.trainer import RATE, Epoch, model_of, prepared, seconds, stepper_of, write_records
+from tests.bench.texts import Texts, in_fastchats_format, templated, write_records
+from tests.bench.trainer import RATE, Epoch, Sizes, model_of, prepared, seconds, stepper_of
 from yuan2_trainer.checkpoint.checkpoints import Checkpoints
 from yuan2_trainer.checkpoint.restoring import start_optimizer
 from yuan2_trainer.data.order import Position
 
-HIDDEN, LAYERS, LENGTH = 512, 4, 1024
+SIZES = Sizes(hidden=512, layers=4)
+LENGTH = 1024
 BATCH = 8
 SHORT, STEPS = 2, 4
 """Samples of a step and steps of a run in which the time of a checkpoint is looked for: the file of
@@ -26,12 +27,12 @@ SHORT, STEPS = 2, 4
 EVERY = 50
 
 
-def measure(root: Path, pairs: int) -> list[Row]:
+def measure(root: Path, given: Texts, pairs: int, sizes: Sizes = SIZES) -> list[Row]:
     """Lost time in percent."""
     root.mkdir()
-    model_directory, records, _ = inputs(root)
-    data = prepared(write_records(root / "alpaca.json", records), model_directory, root / "store", LENGTH)
-    stepper = stepper_of(model_of(HIDDEN, LAYERS), data, root, LENGTH)
+    records = in_fastchats_format(templated(given.alpaca))
+    data = prepared(write_records(root / "alpaca.json", records), given.model, root / "store", LENGTH)
+    stepper = stepper_of(model_of(sizes), data, root, LENGTH)
     start_optimizer(stepper.engine)
     epoch = Epoch(stepper, BATCH)
     short = epoch.batch()[:SHORT]  # always the same: its steps take the same time
@@ -52,16 +53,17 @@ def measure(root: Path, pairs: int) -> list[Row]:
             without = seconds(lambda: run(saving=False))
             found.append(seconds(lambda o=overlap: run(saving=True, overlap=o)) - without)
     step = statistics.median(seconds(epoch.step) for _ in range(pairs))
-    return _rows(step, _size(root / "checkpoints"), *map(statistics.median, lost.values()))
+    what = f"{sizes}, length {LENGTH:,}, {_size(root / 'checkpoints') / 1e6:.0f} MB"
+    return _rows(what, step, *map(statistics.median, lost.values()))
 
 
-def _rows(step: float, size: int, beside: float, waiting: float) -> list[Row]:
+def _rows(what: str, step: float, beside: float, waiting: float) -> list[Row]:
     share = 100 * beside / (EVERY * step)
     return [
-        plain(f"a checkpoint of {size / 1e6:.0f} MB, written beside the training", beside, "s"),
-        plain("  the same, training waiting for the file", waiting, "s"),
-        plain(f"a step of {BATCH} samples of the same model", step, "s"),
-        at_most(f"time lost to a checkpoint every {EVERY} steps", share, "%", 3),
+        plain("a checkpoint, written beside the training", beside, "s", what),
+        plain("a checkpoint, training waiting for the file", waiting, "s", what),
+        plain(f"a step of {BATCH} samples", step, "s", what),
+        at_most(plain(f"time lost to a checkpoint every {EVERY} steps", share, "%", what), 3),
     ]
 
 

@@ -1,92 +1,166 @@
-"""Samples a second of an epoch: FastChat's data path, padded to full length, against ours, packed.
+"""Samples a second: FastChat's data path, padded to full length, against ours, packed.
 
 Same model, optimizer and engine, four sequences (ours: four rows at most) a micro batch, one optimizer step
-a chunk. FastChat's side is its `make_supervised_data_module` in the recommended lazy mode behind a
-DataLoader, and the model called as transformers' Trainer calls it; ours is cutting, packing and collating by
-the trainer's stepper. Both read the same file, and each chunk has short and long samples as the epoch has
-them. Besides, FastChat's batches with our loss, which computes no logits where nothing is labelled, so that
-only the data differ; and questions without Alpaca's prompt around them.
+a chunk, with gradient checkpointing as in the recipe and without. FastChat's side is its lazy data set behind
+Trainer's DataLoader, and the model called as Trainer calls it; ours is `prepare`, and the trainer's stepper,
+which cuts, packs and collates. Both read the same file, each chunk has short and long samples as the epoch
+has them, and both have done a step of that kind before.
+
+What is done once is told apart from what every epoch does. First epoch: FastChat tokenises, and ours counts
+`prepare`, a chunk's share of it. Later epochs: FastChat's cache gives what it has seen, and ours reads what
+is prepared. (A cache lives in one process: of R ranks, each of which gets other samples in every epoch, it
+has seen 1 / R of those of the second epoch. Later epochs here are those of one process, where it has all.)
+
+Besides, FastChat's batches with our loss, which computes no logits where nothing is labelled, so that only
+the data differ; and questions without Alpaca's prompt around them.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
 
-from tests.bench.prepare import fastchat_recipe, inputs, record, templated
-from tests.bench.report import Row, at_least, plain
-from tests.bench.trainer import Epoch, model_of, prepared, ratio, seconds, stepper_of, write_records
+from tests.bench.fastchat_side import FastChat, fastchat
+from tests.bench.report import Row, at_least, compared
+from tests.bench.texts import Records, Texts, bare, in_fastchats_format, templated, write_records
+from tests.bench.trainer import Epoch, Sizes, compute_again, model_of, prepared, seconds, stepper_of
 
-HIDDEN, LAYERS = 256, 6
+SPEED = Sizes(hidden=256, layers=6)
 CHUNK = 32
 """Samples of a chunk, which is an optimizer step; the recipe's 128 would take minutes padded."""
 MICRO_BATCH = 4
-GOALS = {2048: 10.0, 1024: 5.0}
-Turns = list[dict[str, str]]
+EPOCHS = 3
+AGAINST = "FastChat's data path, padded"
 
 
-def measure(root: Path, pairs: int) -> list[Row]:
-    """Both lengths with Alpaca's prompt, and both without."""
-    model, records, _ = inputs(root)
+@dataclass(frozen=True)
+class Length:
+    """Of padded rows."""
+
+    tokens: int
+    goal: float
+    pairs: int
+    """Measurements with Alpaca's prompt and the loss of each side."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of one chunk on both sides."""
+
+    prepared: float
+    """Ours: its share of `prepare`, on as many processes as there are processors."""
+    step: float
+    """Ours: cutting, packing, collating and the optimizer step."""
+    tokenised: float
+    """Theirs: fetching it for the first time."""
+    cached: float
+    """Theirs: fetching it again."""
+    padded: float
+    """Theirs: the optimizer step."""
+
+    def first(self) -> tuple[float, float]:
+        """Ours and theirs in the first epoch."""
+        return self.prepared + self.step, self.tokenised + self.padded
+
+    def later(self) -> tuple[float, float]:
+        """In one of the others."""
+        return self.step, self.cached + self.padded
+
+    def run(self) -> tuple[float, float]:
+        """In all of a run, a mean epoch."""
+        return _mean(self.first()[0], self.later()[0]), _mean(self.first()[1], self.later()[1])
+
+
+def _mean(first: float, later: float) -> float:
+    return (first + (EPOCHS - 1) * later) / EPOCHS
+
+
+def lengths(pairs: int, pairs_1024: int) -> tuple[Length, ...]:
+    """Those that have a goal."""
+    return Length(2048, 10.0, pairs), Length(1024, 5.0, pairs_1024)
+
+
+def measure(
+    root: Path, given: Texts, pairs: int, wanted: Sequence[Length], sizes: Sizes = SPEED
+) -> list[Row]:
+    """Every length with Alpaca's prompt, checkpointing on and off, and without the prompt."""
     rows = []
-    for length, goal in GOALS.items():
-        sides = _Sides(root / f"prompt-{length}", model, templated(records), length)
-        gain = ratio(sides.times(pairs, logits=True))
-        fair = ratio(sides.times(pairs, logits=False))
-        rows += [
-            plain(f"epoch of Alpaca at {length}, ours", sides.rate(), "samples/s"),
-            at_least(f"epoch of Alpaca at {length}, times FastChat's data path", gain, "x", goal),
-            plain(f"  the same, FastChat's batches with our loss ({length})", fair, "x"),
-        ]
-    for length, goal in GOALS.items():
-        sides = _Sides(root / f"bare-{length}", model, bare(records), length)
-        gain = ratio(sides.times(pairs, logits=True))
-        rows.append(at_least(f"  the same, without Alpaca's prompt ({length})", gain, "x", goal))
+    for length in wanted:
+        what = f"{sizes}, length {length.tokens:,}, checkpointing"
+        prompted = templated(given.alpaca)
+        with _sides(root / f"prompt-{length.tokens}", given, prompted, length.tokens, sizes) as sides:
+            for again in (True, False):
+                found = sides.pairs(length.pairs, again, logits=True)
+                rows += _rows(found, length.goal, f"{what} {'on' if again else 'off'}")
+            fair = sides.pairs(pairs, again=True, logits=False)
+            times = [pair.later() for pair in fair]
+            rows.append(_row("later epochs", f"{AGAINST}, with our loss", f"{what} on", times))
+    for length in wanted:
+        what = f"{sizes}, length {length.tokens:,}, checkpointing on, without Alpaca's prompt"
+        with _sides(root / f"bare-{length.tokens}", given, bare(given.alpaca), length.tokens, sizes) as sides:
+            times = [pair.later() for pair in sides.pairs(pairs, again=True, logits=True)]
+            rows.append(at_least(_row("later epochs", AGAINST, what, times), length.goal))
     return rows
 
 
-def bare(records: Turns) -> Turns:
-    """Records with no more than their input behind the instruction."""
-    return [
-        {"instruction": "\n".join(filter(None, (one["instruction"], one["input"]))), "output": one["output"]}
-        for one in records
-    ]
+def _rows(pairs: Sequence[Pair], goal: float, sizes: str) -> list[Row]:
+    times = {
+        "first epoch, preparation included": [pair.first() for pair in pairs],
+        "later epochs": [pair.later() for pair in pairs],
+        f"all {EPOCHS} epochs of a run": [pair.run() for pair in pairs],
+    }
+    return [at_least(_row(name, AGAINST, sizes, found), goal) for name, found in times.items()]
 
 
-class _Sides:
+def _row(name: str, against: str, sizes: str, times: Sequence[tuple[float, float]]) -> Row:
+    return compared(
+        name, against, sizes, [(CHUNK / ours, CHUNK / theirs) for ours, theirs in times], "samples/s"
+    )
+
+
+@contextlib.contextmanager
+def _sides(root: Path, given: Texts, turns: Records, length: int, sizes: Sizes) -> Iterator[_Sides]:
     """Both sides over the same conversations, ready to go."""
+    root.mkdir()
+    path = write_records(root / "data.json", in_fastchats_format(turns))
+    prepared(path, given.model, root / "warm", length)
+    ours = prepared(path, given.model, root / "store", length)
+    stepper = stepper_of(model_of(sizes), ours, root, length)
+    order = representative(ours.store.lengths)
+    share = ours.seconds * CHUNK / len(ours.store)
+    with fastchat(path, given.model / "tokenizer.model", length, root) as theirs:
+        yield _Sides(Epoch(stepper, CHUNK, order), theirs, share)
 
-    def __init__(self, root: Path, model: Path, turns: Turns, length: int) -> None:
-        root.mkdir()
-        records = [record([(turn["instruction"], turn["output"])]) for turn in turns]
-        path = write_records(root / "data.json", records)
-        ours = prepared(path, model, root / "store", length)
-        stepper = stepper_of(model_of(HIDDEN, LAYERS), ours, root, length)
-        order = representative(ours.store.lengths)
-        Epoch(stepper, CHUNK, order).step()  # allocations and DeepSpeed's first step
-        self._epoch = Epoch(stepper, CHUNK, order)
-        self._theirs = _fastchat_batches(path, model, length, order.tolist())
-        self._own: list[float] = []
 
-    def times(self, pairs: int, logits: bool) -> list[tuple[float, float]]:
-        """Seconds of FastChat's side and of ours, for the same chunks."""
-        found, engine = [], self._epoch.stepper.engine
-        for _ in range(pairs):
-            own = seconds(self._epoch.step)
-            self._own.append(own)
-            found.append((seconds(lambda: _step(engine, self._theirs, logits)), own))
-        return found
+@dataclass
+class _Sides:
+    epoch: Epoch
+    theirs: FastChat
+    share: float
+    """Seconds of `prepare` for a chunk."""
 
-    def rate(self) -> float:
-        """Our samples a second."""
-        return CHUNK / statistics.median(self._own)
+    def pairs(self, count: int, again: bool, logits: bool) -> list[Pair]:
+        """Times of so many chunks, after a step of each side that is not counted."""
+        engine = self.epoch.stepper.engine
+        compute_again(engine.module, again)
+        self._pair(engine, logits)
+        return [self._pair(engine, logits) for _ in range(count)]
+
+    def _pair(self, engine: Any, logits: bool) -> Pair:
+        chunk = self.epoch.batch()
+        ours = seconds(lambda: self.epoch.over(chunk))
+        tokenised, batches = self._batches(chunk, cached=False)
+        cached, _ = self._batches(chunk, cached=True)
+        return Pair(self.share, ours, tokenised, cached, seconds(lambda: _step(engine, batches, logits)))
+
+    def _batches(self, chunk: np.ndarray, cached: bool) -> tuple[float, list[dict[str, torch.Tensor]]]:
+        return self.theirs.batches(chunk.tolist(), MICRO_BATCH, cached=cached)
 
 
 def representative(lengths: np.ndarray) -> np.ndarray:
@@ -99,32 +173,10 @@ def representative(lengths: np.ndarray) -> np.ndarray:
     return ranked.T.ravel()
 
 
-def _fastchat_batches(path: Path, model: Path, length: int, order: list[int]) -> Iterator[dict[str, Any]]:
-    """FastChat's batches of a file in our order, again and again."""
-    from transformers import default_data_collator
-
-    train_yuan2, tokenizer = fastchat_recipe(model, length)
-    arguments = SimpleNamespace(
-        data_path=str(path),
-        eval_data_path=None,
-        lazy_preprocess=True,
-        last_response_loss=False,
-        split_example_loss=True,
-        efficient_loss=False,
-    )
-    data = train_yuan2.make_supervised_data_module(tokenizer, arguments)["train_dataset"]
-    loader = DataLoader(Subset(data, order), MICRO_BATCH, collate_fn=default_data_collator)
-    while True:
-        data.cached_data_dict.clear()  # of a first epoch
-        yield from (batch for batch in loader if len(batch["labels"]) == MICRO_BATCH)
-
-
-def _step(engine: Any, batches: Iterator[dict[str, Any]], logits: bool) -> None:
+def _step(engine: Any, batches: Sequence[dict[str, torch.Tensor]], logits: bool) -> None:
     """An optimizer step as transformers' Trainer does it with accumulation."""
-    micro = CHUNK // MICRO_BATCH
-    for number in range(1, micro + 1):
-        engine.set_gradient_accumulation_boundary(number == micro)
-        batch = next(batches)
+    for number, batch in enumerate(batches, start=1):
+        engine.set_gradient_accumulation_boundary(number == len(batches))
         loss: torch.Tensor = engine(**batch, use_cache=False, return_logits=logits).loss
         engine.backward(loss)
     engine.step()

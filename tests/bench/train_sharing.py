@@ -7,53 +7,62 @@ conversations of `TURNS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tests.bench.prepare import TURNS, inputs, record
-from tests.bench.report import Row, plain
-from tests.bench.trainer import Epoch, model_of, prepared, ratio, seconds, stepper_of, write_records
+from tests.bench.fastchat_side import record
+from tests.bench.report import Row, compared, plain
+from tests.bench.texts import TURNS, Texts, write_records
+from tests.bench.train_padding import SPEED
+from tests.bench.trainer import Epoch, Sizes, model_of, prepared, seconds, stepper_of
 from yuan2_core.formats import load_conversations
 from yuan2_trainer.data.families import families
 
-HIDDEN, LAYERS, LENGTH = 256, 6, 2048
+LENGTH = 2048
 BATCH = 30
+Conversation = Sequence[tuple[str, str]]
 
 
-def measure(root: Path, pairs: int) -> list[Row]:
+def measure(root: Path, given: Texts, pairs: int, sizes: Sizes = SPEED, batch: int = BATCH) -> list[Row]:
     """Short conversations and long ones."""
     root.mkdir()
-    model_directory, _, path = inputs(root)
-    data = [[(t.question, t.answer) for t in one.turns] for one in load_conversations(path)]
-    turns = [turn for conversation in data for turn in conversation]
+    data = [[(t.question, t.answer) for t in one.turns] for one in load_conversations(given.conversations)]
+    turns = given.turns()
     joined = [turns[i : i + TURNS] for i in range(0, len(turns) - TURNS + 1, TURNS)]
+    most = max(len(one) for one in data)
+    cases: dict[str, Sequence[Conversation]] = {f"1 to {most} turns": data, f"{TURNS} turns": joined}
     rows = []
-    for name, conversations in (("as they are", data), (f"of {TURNS} turns", joined)):
+    for name, conversations in cases.items():
         folder = root / name.replace(" ", "-")
         folder.mkdir()
         records = write_records(folder / "data.json", [record(one) for one in conversations])
-        rows += _measure(folder, model_directory, records, name, pairs)
+        what = f"{sizes}, {len(conversations)} conversations of {name}, {batch} samples a step"
+        rows += _measure(folder, given.model, records, what, pairs, sizes, batch)
     return rows
 
 
-def _measure(root: Path, model: Path, records: Path, name: str, pairs: int) -> list[Row]:
+def _measure(
+    root: Path, model: Path, records: Path, what: str, pairs: int, sizes: Sizes, batch: int
+) -> list[Row]:
     ours = prepared(records, model, root / "store", LENGTH, loss="split_example")
-    stepper = stepper_of(model_of(HIDDEN, LAYERS), ours, root, LENGTH)
-    shared = Epoch(stepper, BATCH)
+    stepper = stepper_of(model_of(sizes), ours, root, LENGTH)
+    shared = Epoch(stepper, batch)
     strangers = replace(ours.store, conversations=np.arange(len(ours.store), dtype=np.int32))
-    alone = Epoch(stepper.over(strangers), BATCH, shared.order)
+    alone = Epoch(stepper.over(strangers), batch, shared.order)
     shared.step()
-    times = []
+    alone.step()
+    rates = []
     for _ in range(pairs):
-        separately = seconds(alone.step)
-        times.append((separately, seconds(shared.step)))
+        separately = batch / seconds(alone.step)
+        rates.append((batch / seconds(shared.step), separately))
     everything = np.arange(len(ours.store))
     computed = sum(family.size for family in families(everything, ours.store, LENGTH))
+    against = "every sample by itself, packed too"
+    fewer = float(ours.store.lengths.sum()) / computed
     return [
-        plain(f"split_example, conversations {name}: times every sample separately", ratio(times), "x"),
-        plain(
-            "  tokens of the samples over tokens computed", float(ours.store.lengths.sum()) / computed, "x"
-        ),
+        compared("`split_example`, beginnings shared", against, what, rates, "samples/s"),
+        plain("tokens of the samples over tokens computed", fewer, "x", what),
     ]

@@ -1,38 +1,49 @@
-"""Model FLOPs utilisation of a step against the machine's own matrix products, and what the loss saves.
+"""Model FLOPs utilisation of a step against the machine's own matrix products.
 
 The rate that stands for 100% is measured beside every step: the products of the model's linear layers,
-forward and both gradients, at the shapes of that step's micro batches and in its type.
+forward and both gradients, at the shapes of that step's micro batches and in its type. Gradient checkpointing
+is off: what is computed again is no model FLOP.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tests.bench.prepare import inputs
-from tests.bench.report import Row, at_least, plain
-from tests.bench.trainer import Epoch, model_of, now, prepared, seconds, stepper_of, write_records
+from tests.bench.report import Row, at_least, compared
+from tests.bench.texts import Texts, in_fastchats_format, templated, write_records
+from tests.bench.train_padding import SPEED
+from tests.bench.trainer import Data, Epoch, Sizes, model_of, now, prepared, seconds, stepper_of
 from yuan2_model.dimensions import EMBEDDING
 from yuan2_model.flops import learned_only, model_flops
 
-HIDDEN, LAYERS, LENGTH = 1024, 2, 2048
-BATCH = 16
-"""Samples of a step: some 3,000 tokens, one micro batch of two rows."""
+LENGTH = 2048
 GOAL = 0.75
 
 
-def measure(root: Path, pairs: int) -> list[Row]:
-    """fp32, and bf16 where the processor multiplies it."""
-    rows = [
-        at_least("model FLOPs utilisation of a step, fp32", *_utilisation(root / "fp32", "fp32", pairs), GOAL)
-    ]
-    if multiplies_bf16():
-        value, unit = _utilisation(root / "bf16", "bf16", pairs)
-        rows.append(plain("model FLOPs utilisation of a step, bf16", value, unit))
-    return rows
+@dataclass(frozen=True)
+class Case:
+    """A model, and the samples of its steps."""
+
+    sizes: Sizes
+    batch: int
+
+
+CASES = (Case(SPEED, 32), Case(Sizes(hidden=1024, layers=2), 16))
+"""The model of the rows of samples a second, and one whose products are as large as processors like them."""
+
+
+def measure(root: Path, given: Texts, pairs: int, cases: tuple[Case, ...] = CASES) -> list[Row]:
+    """Every case in fp32, and in bf16 where the processor multiplies it."""
+    root.mkdir()
+    records = in_fastchats_format(templated(given.alpaca))
+    data = prepared(write_records(root / "alpaca.json", records), given.model, root / "store", LENGTH)
+    types = ("fp32", "bf16") if multiplies_bf16() else ("fp32",)
+    return [_row(root, data, case, precision, pairs) for case in cases for precision in types]
 
 
 def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -41,14 +52,11 @@ def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def _utilisation(root: Path, precision: str, pairs: int) -> tuple[float, str]:
-    root.mkdir()
-    model_directory, records, _ = inputs(root)
-    data = prepared(write_records(root / "alpaca.json", records), model_directory, root / "store", LENGTH)
+def _row(root: Path, data: Data, case: Case, precision: str, pairs: int) -> Row:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = model_of(HIDDEN, LAYERS, dtype)
+    model = model_of(case.sizes, dtype)
     dimensions = model.config.dimensions()
-    epoch = Epoch(stepper_of(model, data, root, LENGTH, precision), BATCH)
+    epoch = Epoch(stepper_of(model, data, root, LENGTH, precision), case.batch)
     done = epoch.step()
     _rate(model, done.computed_tokens, done.labelled_tokens, dtype)  # the first products are slower
     found = []
@@ -58,8 +66,10 @@ def _utilisation(root: Path, precision: str, pairs: int) -> tuple[float, str]:
         took = now() - began
         flops = model_flops(dimensions, done.computed_tokens, done.attention_pairs, done.labelled_tokens)
         rate = _rate(model, done.computed_tokens, done.labelled_tokens, dtype)
-        found.append(flops / took / rate)
-    return sorted(found)[len(found) // 2], ""
+        found.append((flops / took / 1e9, rate / 1e9))
+    sizes = f"{case.sizes}, {case.batch} samples a step, length {LENGTH:,}"
+    against = "the machine's matrix products, same shapes and type"
+    return at_least(compared(f"model FLOPs of a step, {precision}", against, sizes, found, "GFLOP/s"), GOAL)
 
 
 def _rate(model: nn.Module, tokens: int, labelled: int, dtype: torch.dtype) -> float:

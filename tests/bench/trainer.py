@@ -1,17 +1,14 @@
 """What the benchmarks of the trainer share: data, a model, DeepSpeed's engine in this one process, a stepper.
 
-Texts are Alpaca's, or the project's own where the shared data are absent. The small models have a
-vocabulary of `VOCABULARY`, and every token id is taken modulo that: with the tokenizer's 135,040 rows the
-output layer, which has 15% of the FLOPs of Yuan2-2B, would have most of theirs.
+The small models have a vocabulary of `VOCABULARY`, and every token id is taken modulo that: with the
+tokenizer's 135,040 rows the output layer, which has 15% of the FLOPs of Yuan2-2B, would have most of theirs.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,14 +45,25 @@ def start(threads: int) -> None:
     start_process_group("cpu", tf32=False)
 
 
-def model_of(hidden: int, layers: int, dtype: torch.dtype = torch.float32) -> Yuan2ForCausalLM:
-    """A Yuan 2.0 of these sizes in training mode, with heads of 64 channels, to be given any token ids."""
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model; its heads have 64 channels and its MLP four times the hidden size."""
+
+    hidden: int
+    layers: int
+
+    def __str__(self) -> str:
+        return f"hidden {self.hidden:,} × {self.layers} layers"
+
+
+def model_of(sizes: Sizes, dtype: torch.dtype = torch.float32) -> Yuan2ForCausalLM:
+    """A Yuan 2.0 of these sizes in training mode, to be given any token ids."""
     config = Yuan2Config(
         vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
+        hidden_size=sizes.hidden,
+        intermediate_size=4 * sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.hidden // 64,
         eod_token=77185 % VOCABULARY,
         sep_token=77187 % VOCABULARY,
         use_cache=False,
@@ -75,29 +83,38 @@ def _fold(_: object, positional: tuple[Any, ...], named: dict[str, Any]) -> tupl
     return positional, {**named, **folded}
 
 
+def compute_again(model: Yuan2ForCausalLM, wanted: bool) -> None:
+    """Switch gradient checkpointing as the trainer has it at ZeRO-2: every layer is computed again."""
+    if wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+
+
 @dataclass(frozen=True)
 class Data:
-    """Prepared samples, and how they came to be."""
+    """Prepared samples, and the seconds that took."""
 
     store: SampleStore
     pad_id: int
+    seconds: float
 
 
 def prepared(records: Path, model: Path, target: Path, max_length: int, **training: Any) -> Data:
     """The trainer's own preparation of a file of records."""
     settings = Training(max_length=max_length, **training)
     location = DatasetLocation(path=str(records))
-    found = prepare(location, settings, Yuan2Tokenizer.from_pretrained(model), target, lambda: None)
-    return Data(SampleStore.open(target), found.pad_id)
+    tokenizer = Yuan2Tokenizer.from_pretrained(model)
+    began = now()
+    found = prepare(location, settings, tokenizer, target, lambda: None)
+    return Data(SampleStore.open(target), found.pad_id, now() - began)
 
 
 def stepper_of(
     model: Yuan2ForCausalLM, data: Data, root: Path, max_length: int, precision: str = "fp32"
 ) -> Stepper:
-    """The trainer's stepper with ZeRO-2, AdamW and clipping, as the published recipe of 2B has them.
-
-    Gradient checkpointing is off on all sides: whatever is computed is computed once.
-    """
+    """The trainer's stepper with ZeRO-2, AdamW and clipping, as the published recipe of 2B has them;
+    gradient checkpointing is off until `compute_again` switches it on."""
     job = job_of(root, max_length, precision)
     engine = build_engine(model, job)
     return Stepper(
@@ -137,7 +154,11 @@ class Epoch:
 
     def step(self) -> StepResult:
         """One optimizer step over the next batch."""
-        return self.stepper.run(self.batch(), RATE, stop=False)
+        return self.over(self.batch())
+
+    def over(self, batch: np.ndarray) -> StepResult:
+        """One optimizer step over these samples."""
+        return self.stepper.run(batch, RATE, stop=False)
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -145,15 +166,3 @@ def seconds(run: Callable[[], Any]) -> float:
     began = now()
     run()
     return now() - began
-
-
-def ratio(pairs: Sequence[tuple[float, float]]) -> float:
-    """Median over pairs of the first number over the second: what is measured side by side meets the same
-    moments of the machine."""
-    return statistics.median(first / second for first, second in pairs)
-
-
-def write_records(path: Path, records: Sequence[Any]) -> Path:
-    """A file of records."""
-    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-    return path

@@ -1,0 +1,47 @@
+"""Every benchmark that needs no node runs to its end, on next to nothing; its figures mean nothing here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.training import REPOSITORY
+
+FOLDERS = ("core", "operator", "trainer_image", "server_image", "deploy/local", "deploy/demo", ".")
+PAGE = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def run(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Rows of a small run of a benchmark."""
+    path = os.pathsep.join(str(REPOSITORY / part) for part in FOLDERS)
+    command = [sys.executable, "-m", f"tests.bench.{name}", "--small", "--folder", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads((folder / f"{name}-small.json").read_text())
+    assert report["machine"]["processor"] in done.stdout
+    rows: list[dict[str, Any]] = report["rows"]
+    return rows
+
+
+@pytest.mark.parametrize("name", ["prepare", "data", "train"])
+def test_runs_says_what_it_compares_and_stands_in_the_documentation(tmp_path: Path, name: str) -> None:
+    rows = run(name, tmp_path)
+    documented = {line.split("|")[1].strip() for line in PAGE.splitlines() if line.startswith("| ")}
+    assert rows
+    assert {row["row"] for row in rows} <= documented
+    for row in rows:
+        assert row["sizes"], row
+        assert row["goal"] is None
+        if row["against"]:
+            assert row["ours"] > 0, row
+            assert row["theirs"] > 0, row
+            assert row["least"] <= row["value"] <= row["most"], row
