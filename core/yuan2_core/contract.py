@@ -40,6 +40,8 @@ EXIT_PREEMPTED = 75
 EXIT_INVALID = 78
 """The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
 
+PEERS_MISSING = "PeersMissing"
+"""`Termination.reason` of a pod that waited in vain for the others: it has not begun."""
 PEER_LOST = "PeerLost"
 """`Termination.reason` of a pod that only noticed that another one had gone: the cause is elsewhere."""
 
@@ -234,6 +236,8 @@ class Launch(Contract):
     """Processes a pod: one a GPU, or as many CPU processes as the user asked for."""
     device: Device
     """What the processes compute on; gloo on `cpu`, NCCL on `cuda`."""
+    rendezvous_seconds: PositiveInt = 900
+    """Longest time that a pod waits for the others; some may wait for a node, a volume or an image."""
 
 
 class TrainJob(Contract):

@@ -17,7 +17,7 @@ Index = Mapping[Key, Collection[Object]]
 """Objects by the custom resource that they are, or belong to."""
 
 POD_FIELDS = ("nodeName", "containers")
-CONTAINER_FIELDS = ("name", "resources")
+CONTAINER_FIELDS = ("name", "image", "resources")
 JOB_FIELDS = ("parallelism", "suspend")
 
 
@@ -34,6 +34,11 @@ def slim(obj: Mapping[str, Any]) -> Object:
         result["spec"]["containers"] = [
             {key: container[key] for key in CONTAINER_FIELDS if key in container}
             for container in spec.get("containers", ())
+        ]
+        result["spec"]["volumes"] = [
+            {"persistentVolumeClaim": {"claimName": volume["persistentVolumeClaim"]["claimName"]}}
+            for volume in spec.get("volumes", ())
+            if "persistentVolumeClaim" in volume
         ]
     elif kind == "Job":
         result["spec"] = {key: value for key, value in obj.get("spec", {}).items() if key in JOB_FIELDS}

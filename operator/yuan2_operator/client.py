@@ -100,6 +100,7 @@ SERVICES = Resource("", "v1", "services")
 CONFIG_MAPS = Resource("", "v1", "configmaps")
 SECRETS = Resource("", "v1", "secrets")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims")
+NODES = Resource("", "v1", "nodes")
 EVENTS = Resource("events.k8s.io", "v1", "events")
 
 CHILD_RESOURCES = {"Job": JOBS, "Deployment": DEPLOYMENTS, "Service": SERVICES, "ConfigMap": CONFIG_MAPS}
@@ -144,10 +145,14 @@ class Client:
         """One object; `NotFound` if there is none."""
         return await self._object(Call("GET", "get", resource, resource.path(namespace, name)))
 
-    async def list_all(self, resource: Resource, namespace: str | None, selector: str = "") -> list[Object]:
-        """All objects that `selector` (labels) takes, in one namespace or in all."""
+    async def list_all(
+        self, resource: Resource, namespace: str | None, selector: str = "", fields: str = ""
+    ) -> list[Object]:
+        """All objects that `selector` (labels) and `fields` (field selector) take, in one namespace or in
+        all."""
         items: list[Object] = []
-        params = {"limit": str(LIST_CHUNK), **({"labelSelector": selector} if selector else {})}
+        selectors = {"labelSelector": selector, "fieldSelector": fields}
+        params = {"limit": str(LIST_CHUNK), **{key: value for key, value in selectors.items() if value}}
         while True:
             page = await self._object(Call("GET", "list", resource, resource.path(namespace), params))
             items.extend(page.get("items", ()))

@@ -139,6 +139,7 @@ class Reason:
     # why an attempt ended
     CRASHED: Final = "Crashed"
     DISRUPTED: Final = "Disrupted"
+    PODS_NOT_TOGETHER: Final = "PodsNotTogether"
     PREEMPTED: Final = "Preempted"
     STALLED: Final = "Stalled"
     TOO_MANY_RESTARTS: Final = "TooManyRestarts"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from pydantic import ValidationError
@@ -16,6 +17,8 @@ from yuan2_operator.client import (
     CLAIMS,
     CONFIG_MAPS,
     JOBS,
+    NODES,
+    PODS,
     SECRETS,
     ApiError,
     Client,
@@ -25,8 +28,12 @@ from yuan2_operator.client import (
     read_all,
 )
 from yuan2_operator.config import Settings
+from yuan2_operator.plan.capacity import Demand, room
 from yuan2_operator.plan.references import Missing, Reference, ReferenceKind
 
+CENSUS_SECONDS = 60.0
+HOLDING = "status.phase!=Succeeded,status.phase!=Failed,spec.nodeName!="
+"""Pods that hold a part of a node."""
 PROGRESS_TIMEOUT = 2.0
 PROGRESS_LIMIT = 64 * 1024
 """Bytes of an answer that are read at most: a pod's answer is not trusted."""
@@ -39,6 +46,15 @@ class Silent(Exception):  # noqa: N818 - says nothing of the pod's health
 _RESOURCES = {"PersistentVolumeClaim": CLAIMS, "Secret": SECRETS, "ConfigMap": CONFIG_MAPS}
 
 
+@dataclass
+class Census:
+    """Nodes and what holds a part of them, counted only while pods wait, and for all runs together."""
+
+    at: float | None = None
+    nodes: list[Object] = field(default_factory=list)
+    pods: list[Object] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Observer:
     """Reads from the API server and from training pods."""
@@ -47,6 +63,7 @@ class Observer:
     http: aiohttp.ClientSession
     through_proxy: bool
     """Progress is read through the API server, since pod IPs cannot be reached from here."""
+    census: Census = field(default_factory=Census)
 
     async def missing(self, namespace: str, references: Iterable[Reference]) -> list[Missing]:
         """Those of `references` that are not there; each object is asked for once."""
@@ -55,6 +72,17 @@ class Observer:
         found = await asyncio.gather(*(self._find(namespace, entry) for entry in objects.values()))
         existing = dict(zip(objects, found, strict=True))
         return [gap for reference in wanted if (gap := _gap(reference, existing)) is not None]
+
+    async def room(self, wanted: Demand) -> str | None:
+        """How much room the nodes have, as of the last minute; None where the operator may not look."""
+        if self.census.at is None or time.monotonic() - self.census.at > CENSUS_SECONDS:
+            self.census.at = time.monotonic()
+            try:
+                self.census.nodes = await self.client.list_all(NODES, None)
+                self.census.pods = await self.client.list_all(PODS, None, fields=HOLDING)
+            except ApiError:
+                self.census.nodes = []
+        return room(wanted, self.census.nodes, self.census.pods) if self.census.nodes else None
 
     async def job(self, namespace: str, name: str) -> Object | None:
         """A Job as it is now, or None."""

@@ -164,6 +164,9 @@ class RunPolicy(Spec):
     """Seconds of training without an optimizer step, by rank 0's own word, after which all ranks are
     restarted; absent, half an hour and 36 s for each billion parameters, and at least ten mean steps. A
     `custom` model counts as the largest preset."""
+    start_timeout_seconds: Seconds = 1800
+    """Seconds that pods which run wait for those that do not; then all give their nodes back and the attempt
+    is made anew, which is not counted."""
     phase_timeout_seconds: PhaseTimeouts = Field(default_factory=PhaseTimeouts)
     """The same for the phases around the training."""
     active_deadline_seconds: Seconds | None = None

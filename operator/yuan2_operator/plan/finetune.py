@@ -25,6 +25,8 @@ from yuan2_operator.plan.references import Missing, Reference, Rejection, reject
 GRACE_SECONDS = {"custom": 120, "2B": 180, "51B": 600, "102B": 900}
 """Time that a pod has between SIGTERM and SIGKILL to finish a step and write a checkpoint, by model size."""
 
+RENDEZVOUS_MARGIN_SECONDS = 600
+
 
 @dataclass(frozen=True)
 class FineTunePlan:
@@ -131,6 +133,8 @@ def launch(spec: FineTuneSpec) -> Launch:
         nodes=spec.workers.replicas,
         processes_per_node=processes(spec),
         device="cpu" if spec.workers.gpus_per_worker is None else "cuda",
+        # The operator ends the wait; the pods would only if there were no operator.
+        rendezvous_seconds=spec.run_policy.start_timeout_seconds + RENDEZVOUS_MARGIN_SECONDS,
     )
 
 

@@ -13,6 +13,7 @@ from yuan2_operator.cache import Object
 from yuan2_operator.client import CONFIG_MAPS, FINETUNES, JOBS, PODS, Forbidden, Invalid
 from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
 from yuan2_operator.manifests.finetune import finetune_manifests
+from yuan2_operator.plan.capacity import demand
 from yuan2_operator.plan.estimate import PreparedData, acceptance, estimate_of, status_estimate
 from yuan2_operator.plan.finetune import FineTunePlan, job_name, plan_finetune, references
 from yuan2_operator.plan.owner import Owner
@@ -101,6 +102,7 @@ class FineTuneReconciler:
             estimate=decision.estimate,
             progress=progress,
             silence=word.silence,
+            room=await self._room(subject, decision.ledger, world),
             trouble=trouble,
         )
         status = await self._write(key, subject, finding)
@@ -134,6 +136,16 @@ class FineTuneReconciler:
         trainer = _trainer(ledger, world)
         target = None if trainer is None else Target(trainer.name, trainer.ip, ledger.number)
         return self._context.poller.hear(key, target)
+
+    async def _room(self, subject: Subject, ledger: Ledger, world: World) -> str | None:
+        """What the nodes have free, if a pod of the open attempt fits none."""
+        pods = world.view(ledger.number).pods if ledger.open is not None else ()
+        wanted = demand(subject.spec)
+        if wanted is None or not any(
+            pod.problem is not None and pod.problem.reason == Reason.UNSCHEDULABLE for pod in pods
+        ):
+            return None
+        return await self._context.observer.room(wanted)
 
     async def _decide(self, subject: Subject, world: World) -> Decision:
         """The ledger after what was seen; what a new attempt refers to is looked up only when one is due."""

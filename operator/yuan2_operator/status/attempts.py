@@ -17,6 +17,7 @@ from yuan2_operator.api.finetune import ATTEMPTS_KEPT, Attempt, AttemptOutcome, 
 from yuan2_operator.constants import CONDITION_COMPLETE, CONDITION_FAILED, Reason
 from yuan2_operator.status.conditions import find_condition
 from yuan2_operator.status.judgement import AttemptView, Judgement, disturbed, judge
+from yuan2_operator.status.pods import first_problem
 from yuan2_operator.status.stall import Pulse
 
 SHORT_ATTEMPT = timedelta(seconds=60)
@@ -130,7 +131,9 @@ def restart_at(ledger: Ledger) -> datetime | None:
     """The earliest moment of the next attempt, or None: at once. Short attempts in a row make it later."""
     short = 0
     for attempt in reversed(ledger.attempts):
-        if attempt.outcome in (None, "Suspended") or _duration(attempt) > SHORT_ATTEMPT:
+        if attempt.outcome in (None, "Suspended"):
+            break
+        if _duration(attempt) > SHORT_ATTEMPT and attempt.reason != Reason.PODS_NOT_TOGETHER:
             break
         short += 1
     last = ledger.last
@@ -197,9 +200,28 @@ def _intervene(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -
         return Judgement("DeadlineExceeded", Reason.DEADLINE_EXCEEDED, _deadline(policy).message)
     if policy.suspend:
         return Judgement("Suspended", Reason.SUSPENDED, "spec.runPolicy.suspend was set")
+    alone = _waits_alone(world.view(ledger.number), ledger.attempts[-1], policy, now)
+    if alone is not None:
+        return alone
     if world.pulse is not None and world.pulse.hangs:
         return Judgement("Stalled", Reason.STALLED, world.pulse.sentence, counted=True)
     return None
+
+
+def _waits_alone(view: AttemptView, attempt: Attempt, policy: RunPolicy, now: datetime) -> Judgement | None:
+    """Some pods run and hold nodes, the others do not come."""
+    since = view.waiting_since()
+    limit = policy.start_timeout_seconds
+    if attempt.running_time is not None or since is None or now < since + timedelta(seconds=limit):
+        return None
+    problem = first_problem(view.pods)
+    starting = next((pod.waiting for pod in view.pods if pod.waiting is not None), "a pod is missing")
+    text = (
+        f"{sum(pod.alive for pod in view.pods)} of {len(view.pods)} pods waited {limit} s "
+        f"(spec.runPolicy.startTimeoutSeconds) for the others and give their nodes back: "
+        f"{starting if problem is None else problem.message}"
+    )
+    return Judgement("Disrupted", Reason.PODS_NOT_TOGETHER, text)
 
 
 def _close(ledger: Ledger, verdict: Judgement, policy: RunPolicy, now: datetime) -> Ledger:

@@ -46,6 +46,8 @@ class Finding:
     """What rank 0 said just now."""
     silence: str | None = None
     """Why rank 0 has not said anything for some time: a clause."""
+    room: str | None = None
+    """How many nodes could take a pod that fits none."""
     trouble: Problem | None = None
     """Why the cluster refused an object that is needed."""
 
@@ -179,7 +181,8 @@ def _attempt_running(view: AttemptView, wanted: int, finding: Finding, now: date
         return _together(view, count, finding)
     problem = first_problem(view.pods)
     if problem is not None:
-        return Verdict(CONDITION_RUNNING, "False", problem.reason, f"{problem.message} ({count})")
+        more = f"; {finding.room}" if finding.room and problem.reason == Reason.UNSCHEDULABLE else ""
+        return Verdict(CONDITION_RUNNING, "False", problem.reason, f"{problem.message}{more} ({count})")
     return Verdict(CONDITION_RUNNING, "False", Reason.STARTING, _starting(view, count, finding, now))
 
 

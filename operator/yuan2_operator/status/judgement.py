@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PEER_LOST, Progress, Termination
+from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PEER_LOST, PEERS_MISSING, Progress, Termination
 from yuan2_operator.api.finetune import Attempt, AttemptOutcome
 from yuan2_operator.constants import ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
 from yuan2_operator.status.pods import PodFacts, condition, parse_time, shorten
@@ -66,6 +66,11 @@ class AttemptView:
         """All of its pods run."""
         alive = sum(pod.alive for pod in self.pods)
         return self.job is not None and self.job.pods is not None and alive >= self.job.pods
+
+    def waiting_since(self) -> datetime | None:
+        """Since when pods that run have waited for others that do not; None where none wait."""
+        running = [pod.started for pod in self.pods if pod.running and pod.started is not None]
+        return None if self.together or not running else min(running)
 
     def quiet(self, now: datetime) -> bool:
         """No pod runs, and none will be made."""
@@ -143,7 +148,7 @@ def judge(view: AttemptView, attempt: Attempt, now: datetime, *, certain: bool =
         return invalid
     if not (certain or (view.quiet(now) and (job.failing or job.deleting))):
         return None
-    return _disrupted(view, job, attempt, now) or _failed(view, job)
+    return _disrupted(view, job, attempt, now) or _not_together(view, attempt) or _failed(view, job)
 
 
 def disturbed(view: AttemptView) -> Disturbance | None:
@@ -240,6 +245,17 @@ def _translated(failure: str) -> str:
     if f"exit code {EXIT_PREEMPTED} " in failure:
         return f"pod {name} was asked to stop (SIGTERM) and left a checkpoint"
     return f"pod {name} was preempted, was evicted or lost its node"
+
+
+def _not_together(view: AttemptView, attempt: Attempt) -> Judgement | None:
+    """Pods that waited in vain for others which never ran have not failed."""
+    ended = [pod for pod in view.pods if crashed(pod) and not _lost_peer(pod)]
+    waited = [pod.termination for pod in ended if pod.termination is not None]
+    in_vain = all(word.reason == PEERS_MISSING for word in waited) and len(waited) == len(ended)
+    if attempt.running_time is not None or not waited or not in_vain:
+        return None
+    text = f"pod {ended[0].name} ran, but not all others did: {shorten(waited[0].message)}"
+    return Judgement("Disrupted", Reason.PODS_NOT_TOGETHER, text)
 
 
 def _failed(view: AttemptView, job: JobFacts) -> Judgement:

@@ -168,7 +168,31 @@ def starting(pod: Pod) -> str | None:
         return None
     if node is None:
         return f"pod {name} is waiting for the scheduler"
-    return f"pod {name} is being created on node {node}: its images are pulled and its volumes mounted"
+    return f"pod {name} is being created on node {node}: {_preparing(pod)}"
+
+
+def _preparing(pod: Pod) -> str:
+    """What a node still does before a pod's containers can start."""
+    spec = pod.get("spec", {})
+    images = sorted({entry["image"] for entry in spec.get("containers", ()) if "image" in entry})
+    claims = _claims(pod)
+    pulling = f"image {', '.join(images)} is pulled" if images else "its image is pulled"
+    mounting = f"claim {', '.join(claims)} is mounted" if claims else "its volumes are mounted"
+    # The kubelet reports when network and volumes are there; only images are missing then.
+    ready = condition(pod.get("status", {}), "PodReadyToStartContainers").get("status")
+    if ready is None:
+        return f"{mounting}, {pulling}"
+    return pulling if ready == "True" else mounting
+
+
+def _claims(pod: Pod) -> list[str]:
+    """The claims that a pod mounts."""
+    volumes = pod.get("spec", {}).get("volumes", ())
+    return [
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in volumes
+        if "persistentVolumeClaim" in volume
+    ]
 
 
 def first_problem(pods: Iterable[PodFacts]) -> Problem | None:
@@ -269,6 +293,10 @@ def _unschedulable(name: str, pod: Pod) -> Problem | None:
     wants = requested(pod)
     cause = shorten(scheduled.get("message", "the scheduler gave no reason").split(" preemption:")[0])
     asks = f"wants {wants} and " if wants else ""
+    if "PersistentVolumeClaim" in cause or "volume" in cause:
+        text = f"pod {name} waits for its volumes (claim {', '.join(_claims(pod))}): {cause}"
+        way_out = "`kubectl describe pvc` says what a claim lacks"
+        return Problem(Reason.UNSCHEDULABLE, f"{text}; {way_out}")
     way_out = "ask for less, loosen nodeSelector, affinity or tolerations, or add nodes that fit"
     return Problem(Reason.UNSCHEDULABLE, f"pod {name} {asks}fits no node: {cause}; {way_out}")
 

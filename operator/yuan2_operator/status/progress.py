@@ -40,6 +40,8 @@ WRITE_SECONDS_GROWTH = 1 / 60
 """A long run is written more rarely: seconds between writes as a share of its age."""
 
 
+_CHANGING = (Reason.STARTING, Reason.UNSCHEDULABLE)
+"""Reasons of Running whose sentences count pods and nodes, and so change without being news."""
 _TURNS = ("state", "total_steps", "samples", "last_checkpoint_step", "resumed_from_step", "best_step")
 """What a run says only now and then, and a reader wants to see soon."""
 
@@ -131,7 +133,7 @@ def _without_progress(status: FineTuneStatus) -> Mapping[str, Any]:
     normally."""
     fields = status.model_dump(exclude=set(PROGRESS_FIELDS))
     for condition in fields["conditions"]:
-        if (condition["type"], condition["reason"]) == (CONDITION_RUNNING, Reason.STARTING):
+        if condition["type"] == CONDITION_RUNNING and condition["reason"] in _CHANGING:
             condition["message"] = ""
     return fields
 

@@ -63,6 +63,9 @@ def _reasons(policy: RunPolicy, outlook: Outlook, rhythm: Rhythm, now: datetime)
         yield _until(ledger.started + timedelta(seconds=policy.active_deadline_seconds), now)
     if ledger.open is not None and not world.view(ledger.number).pods:
         yield PODS_EXPECTED_SECONDS
+    since = world.view(ledger.number).waiting_since() if ledger.open is not None else None
+    if since is not None:
+        yield _until(since + timedelta(seconds=policy.start_timeout_seconds), now)
     if any(
         pod.delete_by is not None and not pod.terminal for view in world.views.values() for pod in view.pods
     ):

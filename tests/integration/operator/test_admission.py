@@ -219,7 +219,12 @@ def test_the_least_finetune_gets_the_published_recipe(api):
     assert spec["checkpoint"] == Checkpoint().model_dump(by_alias=True)
     assert (spec["dataset"]["format"], spec["dataset"]["maxInvalidFraction"]) == ("auto", 0)
     assert spec["workers"]["sharedMemory"] == "64Gi"
-    assert spec["runPolicy"] == {"suspend": False, "maxRestarts": 3, "phaseTimeoutSeconds": {}}
+    assert spec["runPolicy"] == {
+        "suspend": False,
+        "maxRestarts": 3,
+        "startTimeoutSeconds": 1800,
+        "phaseTimeoutSeconds": {},
+    }
 
 
 def test_the_least_service_gets_its_defaults(api):

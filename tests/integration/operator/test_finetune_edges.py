@@ -189,6 +189,7 @@ def test_a_pod_that_fits_no_node_is_explained(run):
         "wants 1 cpu, 1Gi memory and fits no node: 0/3 nodes are available: 3 Insufficient cpu"
         in told["message"]
     )
+    assert "none of 1 node has 1 cpu free, 2 are needed; the next has 0 (0 of 2 pods run)" in told["message"]
 
 
 def test_sigterm_ends_the_operator_cleanly(run):

@@ -33,6 +33,7 @@ ALLOWED = [
     ("watch", "pods"),
     ("get", "persistentvolumeclaims"),
     ("get", "secrets"),
+    ("list", "nodes"),
     ("create", "events.events.k8s.io"),
 ]
 DENIED = [
@@ -47,7 +48,7 @@ DENIED = [
     ("create", "pods"),
     ("create", "pods/exec"),
     ("get", "pods/proxy"),
-    ("list", "nodes"),
+    ("watch", "nodes"),
     ("create", "clusterroles.rbac.authorization.k8s.io"),
     ("patch", "customresourcedefinitions.apiextensions.k8s.io"),
 ]

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from tests.support.attempts import GRACE, START, Cluster, Loop, spec_of
-from yuan2_core.contract import PEER_LOST, Termination
+from yuan2_core.contract import PEER_LOST, PEERS_MISSING, Termination
 from yuan2_operator.api.finetune import Attempt, FineTuneStatus
 from yuan2_operator.constants import Reason
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, restart_at, unwanted
@@ -148,6 +148,81 @@ def test_it_is_noted_once_when_all_pods_of_an_attempt_run():
     assert loop.reconcile().attempts[0].running_time == START + timedelta(seconds=7)
     cluster.now += timedelta(seconds=100)
     assert loop.reconcile().attempts[0].running_time == START + timedelta(seconds=7)
+
+
+def waiting(seconds: int) -> tuple[Cluster, Loop]:
+    """A run one of whose two pods has run for some time while the other waits."""
+    cluster = Cluster()
+    loop = Loop(cluster, spec_of(runPolicy={"startTimeoutSeconds": 600}))
+    loop.reconcile()
+    cluster.sync()
+    stuck = replace(cluster.pods[(1, 1)], waiting="pod x-1-1 is waiting for the scheduler")
+    cluster.start(1)
+    cluster.pods[(1, 1)] = stuck
+    cluster.now += timedelta(seconds=seconds)
+    loop.reconcile()
+    return cluster, loop
+
+
+def test_pods_that_wait_for_others_give_their_nodes_back_uncounted_and_try_again_later():
+    cluster, loop = waiting(599)
+    assert loop.status.attempts[0].outcome is None
+    cluster.now += timedelta(seconds=1)
+    loop.reconcile()
+    ended = loop.status.attempts[0]
+    assert (ended.outcome, ended.reason, ended.counted) == ("Disrupted", Reason.PODS_NOT_TOGETHER, False)
+    assert ended.message == (
+        "1 of 2 pods waited 600 s (spec.runPolicy.startTimeoutSeconds) for the others and give their nodes "
+        "back: pod x-1-1 is waiting for the scheduler"
+    )
+    assert cluster.jobs[1].deleting
+    for _ in range(3):
+        cluster.sync()
+        cluster.reap()
+        loop.reconcile()
+    assert (loop.status.attempt, loop.status.restarts) == (1, 0)
+    cluster.now += timedelta(seconds=2)
+    assert loop.reconcile().attempt == 2
+
+
+def test_the_trouble_of_the_pod_that_is_missing_is_named():
+    cluster, loop = waiting(599)
+    cluster.pods[(1, 1)] = replace(cluster.pods[(1, 1)], problem=Problem("ImagePullFailed", "no image"))
+    cluster.now += timedelta(seconds=1)
+    assert loop.reconcile().attempts[0].message.endswith("give their nodes back: no image")
+
+
+def test_pods_of_which_none_runs_wait_without_end():
+    cluster = Cluster()
+    loop = Loop(cluster, spec_of(runPolicy={"startTimeoutSeconds": 600}))
+    loop.reconcile()
+    cluster.sync()
+    cluster.now += timedelta(days=3)
+    assert loop.reconcile().attempts[0].outcome is None
+
+
+def test_a_pod_that_waited_in_vain_for_the_others_did_not_crash():
+    word = Termination(reason=PEERS_MISSING, message="the pods did not find each other: timed out")
+    found = verdict([pod(0, 1, termination=word)])
+    assert (found.outcome, found.reason, found.counted) == ("Disrupted", Reason.PODS_NOT_TOGETHER, False)
+    assert found.message == (
+        "pod x-1-0 ran, but not all others did: the pods did not find each other: timed out"
+    )
+    lost = Termination(reason=PEER_LOST, message="lost contact")
+    assert not verdict([pod(0, 1, termination=word), pod(1, 1, termination=lost)]).counted
+
+
+def test_pods_that_all_ran_and_did_not_find_each_other_have_failed():
+    word = Termination(reason=PEERS_MISSING, message="the pods did not find each other: timed out")
+    view = AttemptView(1, JobFacts("x-1", 1, failing=True), (pod(0, 1, termination=word),))
+    found = judge(view, Attempt(number=1, running_time=START), START + timedelta(seconds=60))
+    assert (found.outcome, found.counted) == ("Failed", True)
+
+
+def test_a_crash_beside_pods_that_waited_in_vain_is_a_crash():
+    word = Termination(reason=PEERS_MISSING, message="the pods did not find each other: timed out")
+    found = verdict([pod(0, 1, termination=word), pod(1, 139)])
+    assert (found.outcome, found.counted) == ("Failed", True)
 
 
 def test_suspension_is_not_counted_and_resets_the_deadline():

@@ -258,6 +258,20 @@ def test_an_unknown_progress_is_told_with_its_cause_and_ends_nothing():
     assert [(event.type, event.reason) for event in told] == [("Warning", Reason.PROGRESS_UNKNOWN)]
 
 
+def test_a_pod_that_fits_no_node_says_how_many_nodes_would_do():
+    problem = Problem(Reason.UNSCHEDULABLE, "pod alpaca-1-0 fits no node")
+    seen = world("Pending", "Pending", problem=problem)
+    early = status_of(seen=seen, room="none of 3 nodes has 8 nvidia.com/gpu free")
+    assert condition(early, "Running").message == (
+        "pod alpaca-1-0 fits no node; none of 3 nodes has 8 nvidia.com/gpu free (0 of 2 pods run)"
+    )
+    later = status_of(seen=seen, prior=early, room="1 of 3 nodes has 8 nvidia.com/gpu free")
+    assert later != early
+    assert not worth_writing(early, later, Written(0, START), START)
+    other = world("Pending", problem=Problem(Reason.IMAGE_PULL_FAILED, "no image"))
+    assert condition(status_of(seen=other, room="none"), "Running").message == "no image (0 of 2 pods run)"
+
+
 def look(ledger: Ledger, seen: World, status: FineTuneStatus | None = None, **changes) -> float | None:
     outlook = Outlook(ledger, seen, accepted=True, trouble=False)
     policy = changes.pop("policy", SPEC.run_policy)
@@ -277,6 +291,13 @@ def test_a_finished_run_is_looked_at_again_only_to_be_tidied_up():
     assert look(ended, World()) is None
     policy = SPEC.run_policy.model_copy(update={"ttl_seconds_after_finished": 90})
     assert look(ended, World(), FineTuneStatus(completion_time=START), policy=policy) == 90.0
+
+
+def test_the_end_of_the_wait_for_the_other_pods_is_met():
+    alone = pods("Running", "Pending")
+    first = replace(alone[0], started=START - timedelta(seconds=1790))
+    seen = World({1: AttemptView(1, JobFacts("alpaca-1", 1, created=START, pods=2), (first, alone[1]))})
+    assert look(OPEN, seen) == 10.0
 
 
 def test_a_deadline_is_met():

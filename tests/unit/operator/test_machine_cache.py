@@ -84,7 +84,10 @@ def test_only_what_decisions_need_is_kept():
         "metadata": {"name": "p", "managedFields": ["long"], "labels": {"a": "b"}},
         "spec": {
             "nodeName": "n",
-            "volumes": ["long"],
+            "volumes": [
+                {"name": "v", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+                {"name": "w", "emptyDir": {}},
+            ],
             "containers": [{"name": "c", "env": ["long"], "image": "i"}],
         },
         "status": {"phase": "Running"},
@@ -92,7 +95,11 @@ def test_only_what_decisions_need_is_kept():
     assert slim(pod) == {
         "kind": "Pod",
         "metadata": {"name": "p", "labels": {"a": "b"}},
-        "spec": {"nodeName": "n", "containers": [{"name": "c"}]},
+        "spec": {
+            "nodeName": "n",
+            "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"persistentVolumeClaim": {"claimName": "data"}}],
+        },
         "status": {"phase": "Running"},
     }
     assert slim({"kind": "Job", "metadata": {}, "spec": {"template": "long", "suspend": True}})["spec"] == {

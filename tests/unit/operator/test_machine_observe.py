@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import aiohttp
 import pytest
@@ -16,6 +17,7 @@ from tests.support.progress_server import ProgressServer
 from yuan2_core.contract import PORT_PROGRESS, Progress
 from yuan2_operator.client import Client, Forbidden
 from yuan2_operator.observe import Observer, Silent
+from yuan2_operator.plan.capacity import Demand
 from yuan2_operator.plan.references import Missing, Reference
 
 __all__ = ["api"]
@@ -60,6 +62,28 @@ async def test_what_may_not_be_looked_at_is_no_answer(api, http):
     server.answer("GET", "/api/v1/namespaces/demo/configmaps/talk", {"message": "forbidden"}, 403)
     with pytest.raises(Forbidden):
         await observer_of(client, http).missing("demo", [TALK])
+
+
+async def test_nodes_and_pods_are_counted_once_for_all_that_wait(api, http):
+    server, client = api
+    gpu = {"nvidia.com/gpu": "8"}
+    found = {"metadata": {"name": "a"}, "status": {"allocatable": gpu}}
+    server.answer("GET", "/api/v1/nodes", {"items": [found]})
+    held = {"spec": {"nodeName": "a", "containers": [{"resources": {"limits": {"nvidia.com/gpu": "2"}}}]}}
+    server.answer("GET", "/api/v1/pods", {"items": [held]})
+    observer = observer_of(client, http)
+    wanted = Demand(2, "nvidia.com/gpu", Decimal(8), {})
+    text = "none of 1 node has 8 nvidia.com/gpu free, 2 are needed; the next has 6"
+    assert [await observer.room(wanted), await observer.room(wanted)] == [text, text]
+    assert [entry[1] for entry in server.asked] == ["/api/v1/nodes", "/api/v1/pods"]
+    assert server.asked[1][2]["fieldSelector"] == (
+        "status.phase!=Succeeded,status.phase!=Failed,spec.nodeName!="
+    )
+
+
+async def test_an_operator_that_may_not_look_at_nodes_says_nothing_about_them(api, http):
+    _, client = api
+    assert await observer_of(client, http).room(Demand(2, "nvidia.com/gpu", Decimal(8), {})) is None
 
 
 async def test_a_job_is_there_or_not(api, http):

@@ -74,6 +74,27 @@ def test_a_pod_that_fits_no_node():
     )
 
 
+WAITING = {
+    "containers": [{"name": "pytorch", "image": "yuan2/train:1"}],
+    "volumes": [
+        {"name": "shm", "emptyDir": {}},
+        {"name": "a", "persistentVolumeClaim": {"claimName": "data"}},
+        {"name": "b", "persistentVolumeClaim": {"claimName": "models"}},
+    ],
+}
+
+
+def test_a_pod_that_waits_for_a_claim_names_it():
+    message = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption: none."
+    status = condition("PodScheduled", "False", "Unschedulable", message)
+    found = diagnose(pod(spec={"nodeName": None, **WAITING}, status=status))
+    assert found is not None
+    assert found.message == (
+        "pod alpaca-1-1 waits for its volumes (claim data, models): 0/3 nodes are available: pod has unbound "
+        "immediate PersistentVolumeClaims; `kubectl describe pvc` says what a claim lacks"
+    )
+
+
 def test_a_pod_that_a_queue_holds_back():
     found = diagnose(
         pod(spec={"nodeName": None}, status=condition("PodScheduled", "False", "SchedulingGated", "gated"))
@@ -175,7 +196,18 @@ def test_a_pod_without_a_problem_has_none():
 
 def test_what_a_pod_waits_for():
     assert starting(pod(spec={"nodeName": None})) == "pod alpaca-1-1 is waiting for the scheduler"
-    assert "being created on node node-a" in str(starting(pod()))
+    created = "pod alpaca-1-1 is being created on node node-a: "
+    assert starting(pod()) == created + "its volumes are mounted, its image is pulled"
+    assert (
+        starting(pod(spec=WAITING))
+        == created + "claim data, models is mounted, image yuan2/train:1 is pulled"
+    )
+    for sandbox, text in (
+        ("False", "claim data, models is mounted"),
+        ("True", "image yuan2/train:1 is pulled"),
+    ):
+        seen = pod(spec=WAITING, status=condition("PodReadyToStartContainers", sandbox))
+        assert starting(seen) == created + text
     assert starting(with_state({"running": {}}, "Running")) is None
 
 

@@ -97,6 +97,7 @@ def test_torchrun_gets_what_a_pytorchjob_pod_has() -> None:
         "--node-rank=1",
         "--master-addr=tiny-1-0.tiny",
         "--master-port=23456",
+        "--rdzv-conf=timeout=900",
     ]
     assert node_rank(POD) == 1
 

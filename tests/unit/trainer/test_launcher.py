@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.training import make_job
+from yuan2_core.contract import PEERS_MISSING
 from yuan2_trainer.pod.launcher import STOP_PATIENCE, Launcher
 from yuan2_trainer.pod.outcome import Outcome
 from yuan2_trainer.pod.workspace import Workspace, read_text, replace
@@ -36,7 +37,7 @@ def test_exit_codes_of_torchrun_complete_the_picture(launcher: Launcher) -> None
 def test_pods_that_do_not_find_each_other_are_told(launcher: Launcher) -> None:
     replace(launcher.workspace.agent_error, "DistNetworkError: timed out\nafter 900 s")
     outcome = launcher._combined()
-    assert outcome.exit_code == 1
+    assert (outcome.exit_code, outcome.reason) == (1, PEERS_MISSING)
     assert "the pods did not find each other: DistNetworkError: timed out after 900 s" in outcome.message
 
 

@@ -62,7 +62,7 @@ class Pod:
     def __init__(self, port: int, node: int) -> None:
         self.loss = ""
         self.told = threading.Event()
-        self.line = Lifeline("127.0.0.1", port, Watch(node, 2), self.lose)
+        self.line = Lifeline("127.0.0.1", port, Watch(node, 2), self.lose, timedelta(seconds=60))
         self.line.start()
 
     def lose(self, loss: str) -> None:

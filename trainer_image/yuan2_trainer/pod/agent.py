@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from yuan2_trainer.pod.lifeline import Lifeline, Watch
 from yuan2_trainer.pod.parent import die_with_parent
 from yuan2_trainer.pod.workspace import Workspace, replace
+
+JOINING_SECONDS = 900
+"""torchrun's own time-out, where no other is given."""
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +31,8 @@ def main(arguments: list[str]) -> int:
     workspace = Workspace(Path(arguments[0]))
     options = parse_args([*arguments[1:], "--max-restarts=0", "-m", "yuan2_trainer.rank", arguments[0]])
     config, command, command_arguments = config_from_args(options)
-    lifeline = _lifeline(options, config.max_nodes, workspace)
+    joining = timedelta(seconds=int(config.rdzv_configs.get("timeout", JOINING_SECONDS)))
+    lifeline = _lifeline(options, config.max_nodes, workspace, joining)
     well = False
     try:
         elastic_launch(config, command)(*command_arguments)
@@ -45,7 +50,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _lifeline(options: Any, nodes: int, workspace: Workspace) -> Lifeline | None:
+def _lifeline(options: Any, nodes: int, workspace: Workspace, joining: timedelta) -> Lifeline | None:
     """The watch over the other pods, where there are any."""
     if nodes == 1:
         return None
@@ -54,7 +59,8 @@ def _lifeline(options: Any, nodes: int, workspace: Workspace) -> Lifeline | None
         replace(workspace.lost_pod, loss)
         os._exit(1)  # the kernel kills the ranks with it
 
-    made = Lifeline(options.master_addr, options.master_port, Watch(options.node_rank, nodes), end)
+    watch = Watch(options.node_rank, nodes)
+    made = Lifeline(options.master_addr, options.master_port, watch, end, joining)
     made.start()
     return made
 

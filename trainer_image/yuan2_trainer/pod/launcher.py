@@ -24,6 +24,7 @@ from yuan2_core.contract import (
     EXIT_CRASHED,
     EXIT_PREEMPTED,
     PEER_LOST,
+    PEERS_MISSING,
     Launch,
     Progress,
     TrainJob,
@@ -102,6 +103,7 @@ def torchrun_options(launch: Launch, environment: Mapping[str, str]) -> list[str
             f"--node-rank={node_rank(environment)}",
             f"--master-addr={address}",
             f"--master-port={port}",
+            f"--rdzv-conf=timeout={launch.rendezvous_seconds}",
         ]
     if launch.nodes > 1:
         raise JobError(
@@ -217,7 +219,8 @@ class Launcher:
             return Outcome(EXIT_CRASHED, PEER_LOST, f"lost contact with another rank: {lost}")
         trouble = read_text(self.workspace.agent_error)
         if trouble is not None and not outcomes:
-            return outcome_of(RuntimeError(f"the pods did not find each other: {trouble}"))
+            words = " ".join(trouble.split())
+            return Outcome(EXIT_CRASHED, PEERS_MISSING, f"the pods did not find each other: {words}")
         first = self.rank * self.job.launch.processes_per_node
         return combine(outcomes, codes, range(first, first + self.job.launch.processes_per_node))
 

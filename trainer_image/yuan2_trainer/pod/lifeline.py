@@ -23,8 +23,6 @@ minute."""
 GRACE_SECONDS = 5.0
 """In which the ranks may end by themselves and say more."""
 
-_JOINING = timedelta(minutes=15)
-"""As long as torchrun itself waits for the first pod."""
 _ANSWER = timedelta(seconds=10)
 _ENDED_WELL, _FAILED = 1, 2
 _LOG = logging.getLogger(__name__)
@@ -64,12 +62,16 @@ class Watch:
 
 
 class Lifeline:
-    """One pod's end of it; `on_loss` is called once, in a thread, `GRACE_SECONDS` after another pod was
-    lost."""
+    """One pod's end of it; `on_loss` is called once, in a thread, `GRACE_SECONDS` after another pod was lost.
 
-    def __init__(self, address: str, port: int, watch: Watch, on_loss: Callable[[str], None]) -> None:
+    It waits for the first pod as long as torchrun itself does: `joining`."""
+
+    def __init__(
+        self, address: str, port: int, watch: Watch, on_loss: Callable[[str], None], joining: timedelta
+    ) -> None:
         self._address = address
         self._port = port
+        self._joining = joining
         self._watch = watch
         self._on_loss = on_loss
         self._over = Event()
@@ -97,7 +99,7 @@ class Lifeline:
 
     def _watch_until_over(self) -> str | None:
         try:
-            store = _connect(self._address, self._port)
+            store = _connect(self._address, self._port, self._joining)
         except RuntimeError as error:
             # torchrun waits for the same store, and says so.
             _LOG.debug("no store: %s", error)
@@ -121,10 +123,10 @@ class Lifeline:
         return self._watch.lost(beats, ends, time.monotonic())
 
 
-def _connect(address: str, port: int) -> Any:
+def _connect(address: str, port: int, joining: timedelta) -> Any:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch builds that name at run time
 
-    store = TCPStore(address, port, is_master=False, timeout=_JOINING, wait_for_workers=False)
+    store = TCPStore(address, port, is_master=False, timeout=joining, wait_for_workers=False)
     store.set_timeout(_ANSWER)
     return store
 
