@@ -187,8 +187,11 @@ class Checkpoint(Contract):
 
     every_steps: PositiveInt = 1200
     """Optimizer steps between two checkpoints."""
+    every_seconds: Annotated[int, Field(ge=60, le=2**31)] = 1800
+    """Seconds after which a checkpoint is written between those of `everySteps`, at the end of a step."""
     keep: PositiveInt = 10
-    """Complete checkpoints that are kept; the oldest goes first."""
+    """Complete checkpoints of `everySteps` that are kept; the oldest goes first. Of others only the newest
+    is."""
 
 
 class Evaluation(Contract):

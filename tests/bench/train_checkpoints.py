@@ -40,7 +40,7 @@ def measure(root: Path, given: Texts, pairs: int, sizes: Sizes = SIZES) -> list[
 
     def run(saving: bool, overlap: bool = True) -> None:
         for number in range(STEPS):
-            stepper.run(short, RATE, stop=False)
+            stepper.run(short, RATE)
             if saving and number == 0:
                 facts = {"total_steps": 1, "stage": 2, "identity": {}}
                 checkpoints.save(stepper.engine, Position(step=1), facts, overlap)

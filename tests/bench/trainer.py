@@ -158,7 +158,7 @@ class Epoch:
 
     def over(self, batch: np.ndarray) -> StepResult:
         """One optimizer step over these samples."""
-        return self.stepper.run(batch, RATE, stop=False)
+        return self.stepper.run(batch, RATE)
 
 
 def seconds(run: Callable[[], Any]) -> float:

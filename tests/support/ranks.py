@@ -36,14 +36,20 @@ def _context() -> ForkServerContext:
     return context
 
 
-def start_ranks(job: TrainJob, directory: Path, module: str = _RANK) -> tuple[Workspace, list[BaseProcess]]:
-    """Prepare the data and start the ranks of a job; `directory` becomes their workspace."""
+def start_ranks(
+    job: TrainJob, directory: Path, module: str = _RANK, more: tuple[str, ...] = ()
+) -> tuple[Workspace, list[BaseProcess]]:
+    """Prepare the data and start the ranks of a job; `directory` becomes their workspace.
+
+    `module` may be another one that ends in the rank's `main`, with `more` arguments.
+    """
     directory.mkdir(parents=True)
     workspace = Workspace(directory)
     replace(workspace.job, job.to_json())
     prepared = check_job(job, workspace, lambda: None)
     replace(workspace.prepared, prepared.model_dump_json())
-    return workspace, start_processes(module, [str(directory)], directory, job.launch.processes_per_node)
+    arguments = [str(directory), *more]
+    return workspace, start_processes(module, arguments, directory, job.launch.processes_per_node)
 
 
 def start_processes(module: str, arguments: list[str], directory: Path, world_size: int) -> list[BaseProcess]:
@@ -83,13 +89,14 @@ def run_ranks(
     seconds: float = 150,
     meanwhile: Callable[[], object] | None = None,
     module: str = _RANK,
+    more: tuple[str, ...] = (),
 ) -> list[Outcome]:
     """Run the ranks of a job to their end; their outcomes, by rank.
 
-    Each runs the `main` of `module`. `meanwhile` is called once they have started: long before their first
-    step.
+    Each runs the `main` of `module`, with `more` arguments. `meanwhile` is called once they have started:
+    long before their first step.
     """
-    workspace, ranks = start_ranks(job, directory, module)
+    workspace, ranks = start_ranks(job, directory, module, more)
     if meanwhile is not None:
         meanwhile()
     _join(ranks, directory, seconds)

@@ -63,6 +63,7 @@ def write_model(directory: Path, layers: int = 2, hidden: int = 32, seed: int = 
     return directory
 
 
+_OF_CHECKPOINT = ("every_steps", "every_seconds", "keep")
 _OF_DATASET = ("max_invalid_fraction", "eval_path", "eval_fraction")
 _BESIDE_TRAINING = ("method", "deepspeed", "merge_adapter", "evaluation", "tensorboard")
 
@@ -79,7 +80,10 @@ def make_job(
 ) -> TrainJob:
     """A `TrainJob` for this machine's processors; `training` are fields of `Training` by their Python
     names."""
-    checkpoint = {"every_steps": training.pop("every_steps", 1000), "keep": training.pop("keep", 10)}
+    checkpoint = {
+        "every_steps": 1000,
+        **{name: training.pop(name) for name in _OF_CHECKPOINT if name in training},
+    }
     dataset = {name: training.pop(name) for name in _OF_DATASET if name in training}
     beside = {name: training.pop(name) for name in _BESIDE_TRAINING if name in training}
     fields = {"precision": "fp32", "max_length": 128, "learning_rate": 1e-3, "max_steps": 6, **training}

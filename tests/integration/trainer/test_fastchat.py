@@ -95,6 +95,7 @@ def test_a_run_goes_on_from_the_checkpoints_in_its_output(inputs: tuple[Path, Pa
     assert fastchat(command_line(inputs, whole), tmp_path / "one") == [0]
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "model")
+    shutil.rmtree(resumed / "checkpoints" / "step-000013")
     (resumed / "job.json").unlink()
     assert fastchat(command_line(inputs, resumed), tmp_path / "two") == [0]
     log = (tmp_path / "two" / "rank-0.log").read_text()

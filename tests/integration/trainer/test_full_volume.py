@@ -63,6 +63,6 @@ def test_a_volume_that_will_be_too_small_is_named_before_the_training(
 ) -> None:
     job = make_job(*inputs, small_volume / "output", every_steps=1, max_steps=90, keep=50)
     with pytest.raises(
-        OutputFullError, match=r"the run needs .*: 51 checkpoints of .* lower checkpoint.keep"
+        OutputFullError, match=r"the run needs .*: 52 checkpoints of .* lower checkpoint.keep"
     ):
         check_job(job, Workspace(tmp_path), lambda: None)

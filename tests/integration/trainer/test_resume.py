@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -41,6 +42,10 @@ def cut_back(output: Path, step: int, target: Path) -> Path:
         if int(directory.name[5:]) > step:
             shutil.rmtree(directory)
     return target
+
+
+def checkpoints(output: Path) -> list[str]:
+    return sorted(item.name for item in (output / "checkpoints").iterdir())
 
 
 def damage(checkpoint: Path) -> None:
@@ -175,22 +180,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(
     assert "does not have its checksum" in log
     assert "going on from step-000002" in log
     assert losses(output) == losses(unbroken)
-    assert [item.name for item in sorted((output / "checkpoints").iterdir())] == [
-        "step-000002",
-        "step-000004",
-    ]
-
-
-def test_a_damaged_checkpoint_never_pushes_out_the_one_that_was_used(
-    trained: Train, inputs: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """With one checkpoint kept, and a new one before the damaged one's step."""
-    output = cut_back(trained(**BASE), 4, tmp_path / "output")
-    damage(output / "checkpoints" / "step-000004")
-    train(job_of(inputs, output, keep=1, every_steps=3), tmp_path / "workspace")
-    names = sorted(item.name for item in (output / "checkpoints").iterdir())
-    assert names == ["step-000003", "step-000004"]
-    assert losses(output) == losses(trained(**BASE))
+    assert checkpoints(output) == ["step-000002", "step-000004", "step-000006"]
 
 
 def test_a_completed_run_is_not_trained_again(
@@ -247,8 +237,38 @@ def test_checkpoints_of_an_earlier_release_go_on_with_a_warning(
 
 def test_only_the_newest_checkpoints_are_kept(trained: Train) -> None:
     output = trained(**{**BASE, "every_steps": 1, "keep": 2})
-    names = sorted(item.name for item in (output / "checkpoints").iterdir())
-    assert names == ["step-000004", "step-000005"]
-    manifest = json.loads((output / "checkpoints" / "step-000005" / "manifest.json").read_text())
-    assert manifest["step"] == 5
-    assert manifest["offset"] == 20
+    assert checkpoints(output) == ["step-000005", "step-000006"]
+    manifest = json.loads((output / "checkpoints" / "step-000006" / "manifest.json").read_text())
+    assert manifest["step"] == 6
+    assert manifest["offset"] == 24
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_checkpoints_are_written_by_the_clock_of_rank_0(
+    inputs: tuple[Path, Path], tmp_path: Path, processes: int
+) -> None:
+    """It is 25 s later at each look, one a step and one a checkpoint; that of rank 1 stands. Of checkpoints
+    by time only the newest stays, beside those by steps."""
+    changes = {"max_steps": 8, "every_steps": 4, "every_seconds": 60, "processes": processes}
+    job = job_of(inputs, tmp_path / "output", **changes)
+    module = "tests.support.clocked_rank"
+    for outcome in run_ranks(job, tmp_path / "workspace", module=module, more=("25",)):
+        assert outcome.exit_code == 0, outcome
+    log = (tmp_path / "workspace" / "rank-0.log").read_text()
+    written = [int(step) for step in re.findall(r"checkpoint of step (\d+) is complete", log)]
+    assert written == [3, 4, 7, 8]
+    assert checkpoints(tmp_path / "output") == ["step-000004", "step-000008"]
+
+
+def test_a_run_that_died_in_its_export_trains_no_step_again(
+    trained: Train, inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    unbroken = trained(**{**BASE, "every_steps": 100})
+    output = cut_back(unbroken, 6, tmp_path / "output")
+    assert checkpoints(output) == ["step-000006"]
+    train(job_of(inputs, output, every_steps=100), tmp_path / "workspace")
+    log = (tmp_path / "workspace" / "rank-0.log").read_text()
+    assert "going on from step-000006, step 6 of 6" in log
+    assert "rank 0: step 6/6" not in log
+    expected = weights(unbroken)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(output).items())

@@ -32,6 +32,7 @@ def write_checkpoint(
     step: int,
     fragments: dict[str, tuple[int, int]] | None = None,
     standing: Standing | None = None,
+    lasting: bool = True,
 ) -> Path:
     directory = root / checkpoint_name(step)
     directory.mkdir(parents=True)
@@ -50,6 +51,7 @@ def write_checkpoint(
         stage=2,
         identity={},
         standing=standing,
+        lasting=lasting,
         shapes={"w": [2, 3]},
         files={"shard": file},
     )
@@ -126,6 +128,17 @@ def test_surplus_never_takes_the_best_one(
         assert newest <= left
         assert best is None or best in left
         assert len(left) <= 2 * keep + 1
+
+
+def test_of_checkpoints_that_do_not_last_only_the_newest_is_kept(tmp_path: Path) -> None:
+    """They do not push out lasting ones, either."""
+    left = []
+    for step, lasting in ((1, True), (2, False), (3, False), (4, True), (5, False), (6, True), (7, False)):
+        write_checkpoint(tmp_path, step, lasting=lasting)
+        for directory in surplus(tmp_path, 2):
+            remove_checkpoint(directory)
+        left.append(sorted(step_of(item) or 0 for item in tmp_path.iterdir()))
+    assert left == [[1], [1, 2], [1, 3], [1, 4], [1, 4, 5], [4, 6], [4, 6, 7]]
 
 
 def test_what_lost_its_checksum_pushes_out_nothing_and_goes_when_it_is_older(tmp_path: Path) -> None:

@@ -41,13 +41,13 @@ def job_of(tmp_path: Path, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "samples", "expected"),
     [
-        ({"epochs": 1.0, "every_steps": 10}, 100, 1),  # ten steps: the export follows the tenth
-        ({"epochs": 1.0, "every_steps": 3}, 100, 3),
-        ({"epochs": 3.0, "every_steps": 1, "keep": 4}, 100, 5),
-        ({"epochs": 3.0, "every_steps": 1000}, 100, 1),  # one for a pod that is asked to end
-        ({"max_steps": 50, "every_steps": 1, "keep": 1}, 10, 2),
-        ({"epochs": 3.0, "every_steps": 1, "keep": 4, "processes": 2}, 100, 5),
-        ({"epochs": 3.0, "every_steps": 8, "keep": 9, "processes": 2}, 100, 1),
+        ({"epochs": 1.0, "every_steps": 10}, 100, 2),  # by time, and the last one while it is written
+        ({"max_steps": 1, "every_steps": 10}, 100, 1),
+        ({"epochs": 1.0, "every_steps": 3}, 100, 5),
+        ({"epochs": 3.0, "every_steps": 1, "keep": 4}, 100, 6),
+        ({"max_steps": 50, "every_steps": 1, "keep": 1}, 10, 3),
+        ({"epochs": 3.0, "every_steps": 1, "keep": 4, "processes": 2}, 100, 6),
+        ({"epochs": 3.0, "every_steps": 8, "keep": 9, "processes": 2}, 100, 3),
     ],
 )
 def test_checkpoints_are_counted_with_the_one_being_written(
@@ -59,18 +59,18 @@ def test_checkpoints_are_counted_with_the_one_being_written(
 def test_evaluation_keeps_one_more(tmp_path: Path) -> None:
     job = job_of(tmp_path, epochs=3.0, every_steps=1, keep=4)
     dataset = job.dataset.model_copy(update={"eval_fraction": 0.1})
-    assert most_checkpoints(job.model_copy(update={"dataset": dataset}), 100) == 6
+    assert most_checkpoints(job.model_copy(update={"dataset": dataset}), 100) == 7
 
 
 def test_everything_that_is_written_counts(tmp_path: Path, dimensions: Dimensions) -> None:
     size = dimensions.parameters
     job = job_of(tmp_path, epochs=3.0, every_steps=1, keep=4)
     full = room_after_data(job, dimensions, 100)
-    assert full.needed == pytest.approx(5 * 12 * size + 1.05 * 4 * size)
+    assert full.needed == pytest.approx(6 * 12 * size + 1.05 * 4 * size)
     lora = {"method": {"lora": {"r": 2, "target_modules": ["q_proj"]}}}
     trained = 2 * 2 * (16 + 16)
     adapter = room_after_data(job_of(tmp_path, epochs=3.0, every_steps=1, keep=4, **lora), dimensions, 100)
-    assert adapter.needed == pytest.approx(5 * 12 * trained + 1.05 * 4 * trained)
+    assert adapter.needed == pytest.approx(6 * 12 * trained + 1.05 * 4 * trained)
     merging = job_of(tmp_path, epochs=3.0, every_steps=1, keep=4, merge_adapter=True, **lora)
     merged = room_after_data(merging, dimensions, 100)
     assert merged.needed == pytest.approx(adapter.needed + 1.05 * 4 * size)
@@ -104,5 +104,5 @@ def test_a_full_volume_is_named_with_what_is_needed(
         check_room(tmp_path, room)
     text = str(caught.value)
     assert f"output: {tmp_path} has 0.00 GB free" in text
-    assert "5 checkpoints of" in text
+    assert "6 checkpoints of" in text
     assert "or lower checkpoint.keep" in text

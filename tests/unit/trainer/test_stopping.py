@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from tests.unit.trainer.test_data_packing import store_of
 from yuan2_trainer.pod.stopping import AskedToEndError, Vote
-from yuan2_trainer.train.step import Stepper
+from yuan2_trainer.train.step import Stepper, Wishes
 
 
 class Engine:
@@ -36,6 +36,9 @@ class Engine:
 
     def step(self) -> None:
         self.steps += 1
+
+    def was_step_applied(self) -> bool:
+        return True
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
         self.boundary = is_boundary
@@ -68,20 +71,20 @@ def test_the_micro_batch_is_finished_and_the_step_is_not(asked_at: int) -> None:
     engine, calls = Engine(), count(1)
     vote = Vote(lambda: next(calls) == asked_at)
     with pytest.raises(AskedToEndError):
-        stepper(engine, vote).run(np.arange(5), 0.1, stop=False)
+        stepper(engine, vote).run(np.arange(5), 0.1)
     assert engine.passes == asked_at
     assert engine.steps == 0
 
 
 def test_a_step_that_nobody_interrupts_is_done() -> None:
     engine = Engine()
-    result = stepper(engine, Vote(lambda: False)).run(np.arange(5), 0.1, stop=False)
+    result = stepper(engine, Vote(lambda: False)).run(np.arange(5), 0.1)
     assert (engine.passes, engine.steps, engine.boundary) == (5, 1, True)
     assert not result.stop
 
 
 def test_after_the_last_micro_batch_the_step_is_done() -> None:
     engine, calls = Engine(), count(1)
-    result = stepper(engine, Vote(lambda: next(calls) == 5)).run(np.arange(5), 0.1, stop=True)
+    result = stepper(engine, Vote(lambda: next(calls) == 5)).run(np.arange(5), 0.1, lambda: Wishes(stop=True))
     assert engine.steps == 1
     assert result.stop

@@ -30,6 +30,7 @@ def test_a_run_resumes_exactly_and_exports(inputs: tuple[Path, Path], tmp_path: 
     assert {tensor.dtype for tensor in expected.values()} == {torch.float32}
     assert unbroken[-1] < unbroken[0]
     shutil.rmtree(model)
+    shutil.rmtree(tmp_path / "output" / "checkpoints" / "step-000004")
     train(job, tmp_path / "second")
     assert "going on from step-000002" in (tmp_path / "second" / "rank-0.log").read_text()
     assert losses(tmp_path / "output") == unbroken

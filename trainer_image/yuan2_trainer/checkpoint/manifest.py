@@ -53,6 +53,8 @@ class Manifest(BaseModel):
     stage: int
     identity: dict[str, Any]
     """What must not change between the attempts of one run: see `identity.run_identity`."""
+    lasting: bool = True
+    """One of those that `checkpoint.keep` counts; any other goes when a newer one is complete."""
     standing: Standing | None = None
     """What evaluations have shown up to here, if there are any."""
     shapes: dict[str, list[int]]
@@ -141,7 +143,8 @@ def open_checkpoint(directory: Path, warn: Callable[[str], None]) -> Found | Non
 
 
 def surplus(root: Path, keep: int, damaged: Collection[Path] = ()) -> list[Path]:
-    """Complete checkpoints beyond the `keep` newest complete ones and the best one that these know of.
+    """Complete checkpoints beyond the newest, the `keep` newest lasting ones, and the best one that they know
+    of.
 
     Args:
         root: where checkpoints lie.
@@ -151,7 +154,9 @@ def surplus(root: Path, keep: int, damaged: Collection[Path] = ()) -> list[Path]
     """
     every = list(complete_checkpoints(root, lambda _: None))
     complete = [found for found in every if found.directory not in damaged]
-    kept, others = complete[: max(1, keep)], complete[max(1, keep) :]
+    lasting = [found for found in complete if found.manifest.lasting]
+    kept = [found for found in complete if found is complete[0] or found in lasting[: max(1, keep)]]
+    others = [found for found in complete if found not in kept]
     best = {found.manifest.standing.best_step for found in kept if found.manifest.standing is not None}
     worthless = [found for found in every if found.directory in damaged and _is_older(found, complete)]
     return [found.directory for found in [*others, *worthless] if found.manifest.step not in best]

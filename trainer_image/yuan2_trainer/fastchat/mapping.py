@@ -208,7 +208,7 @@ def _checkpoint(given: Mapping[str, Any], flags: Mapping[str, Any], notes: list[
             for name in ("save_steps", "save_total_limit")
             if name in given
         )
-        return Checkpoint(every_steps=NEVER, keep=1)
+        return Checkpoint(every_steps=NEVER, every_seconds=NEVER, keep=1)
     if flags["save_strategy"] != "steps":
         raise JobError(
             f"--save_strategy {flags['save_strategy']}: checkpoints are written every --save_steps; "

@@ -60,20 +60,19 @@ def room_after_data(job: TrainJob, dimensions: Dimensions, samples: int) -> Room
 
 
 def most_checkpoints(job: TrainJob, samples: int) -> int:
-    """Complete checkpoints that there are at most at a time: those kept and the one that is being written.
-
-    At least one, for a run that is asked to end; one more where evaluation keeps the best.
+    """Checkpoints that there are at most at a time: the lasting ones that are kept, the newest of others, and
+    the one that is being written; one more where evaluation keeps the best.
     """
     training, launch = job.training, job.launch
     world_size = launch.nodes * launch.processes_per_node
     batch = world_size * training.micro_batch_size * training.gradient_accumulation_steps
     course = Course.of(training, samples, batch)
     steps = course.total_steps(Position())
-    planned, kept = (steps - 1) // job.checkpoint.every_steps, job.checkpoint.keep + 1
+    planned, kept = (steps - 1) // job.checkpoint.every_steps, job.checkpoint.keep
     if job.dataset.eval_path is not None or job.dataset.eval_fraction:
         between = job.evaluation.every_steps or -(-samples // batch)
         planned, kept = planned + steps // between, kept + 1
-    return max(1, min(planned, kept))
+    return max(1, min(steps, min(planned, kept) + 2))
 
 
 def check_room(output: Path, room: Room) -> None:

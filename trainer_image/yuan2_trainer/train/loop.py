@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from yuan2_trainer.reporting.mfu import Meter
 from yuan2_trainer.reporting.progress import StepReport, Tracker
 from yuan2_trainer.reporting.step_log import Recording
 from yuan2_trainer.train.schedule import rate_factor, warmup_of
-from yuan2_trainer.train.step import Stepper, StepResult
+from yuan2_trainer.train.step import Stepper, StepResult, Wishes
 
 NOT_FINITE_LIMIT = 3
 """Steps in a row whose loss or gradient is not finite after which a run stops, lost weights or not."""
@@ -50,11 +51,18 @@ class Loop:
     """Of runs that hold data out."""
     samples: Indices | None = None
     """What is trained on; `None`: all samples."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; that of rank 0 says when a checkpoint is due by time."""
     _orders: dict[int, Indices] = field(default_factory=dict)
     _not_finite: int = 0
     """Steps in a row, up to here, whose loss or gradient was not finite."""
     _lost: bool = False
     """One of them changed the weights, which are worth nothing since."""
+    _saved_at: float = 0.0
+    """When the last checkpoint was begun."""
+
+    def __post_init__(self) -> None:
+        self._saved_at = self.clock()
 
     def run(self, position: Position) -> Position:
         """Train to the end of the course, or until evaluations bring nothing better.
@@ -74,7 +82,7 @@ class Loop:
             rate = self._learning_rate(position.step)
             seed_step(self.job.training.seed, position.step)
             try:
-                result = self.stepper.run(self._order(epoch)[first:last], rate, self.workspace.stop.exists())
+                result = self.stepper.run(self._order(epoch)[first:last], rate, self._wishes)
             except AskedToEndError as error:
                 raise self._preempted(position) from error
             position = after
@@ -85,7 +93,19 @@ class Loop:
         self._note_checkpoint(self.checkpoints.finish())
         if self._lost:
             raise self._failure(position)
+        if position.step not in (0, self.last_checkpoint):
+            # The export of a large model takes long: what interrupts it must not cost the last steps.
+            self.save(position, overlap=False)
         return position
+
+    def _lasts(self, position: Position) -> bool:
+        """Whether a checkpoint of this step is kept beside newer ones."""
+        leads = self.judge is not None and self.judge.leads(position)
+        return leads or position.step % self.job.checkpoint.every_steps == 0
+
+    def _wishes(self) -> Wishes:
+        overdue = self.clock() - self._saved_at >= self.job.checkpoint.every_seconds
+        return Wishes(self.workspace.stop.exists(), overdue)
 
     def _learning_rate(self, step: int) -> float:
         training = self.job.training
@@ -94,9 +114,7 @@ class Loop:
 
     def _after_step(self, position: Position, result: StepResult) -> None:
         stop = self._judge(position, result.stop)
-        due = position.step % self.job.checkpoint.every_steps == 0
-        if self.judge is not None:
-            due = due or self.judge.leads(position)
+        due = result.save or self._lasts(position)
         if self._ended(position) or not (due or stop) or self._lost:
             return
         if stop:
@@ -127,14 +145,20 @@ class Loop:
         return False
 
     def _ended(self, position: Position) -> bool:
-        """Whether nothing but the export is left, which says more than a checkpoint."""
+        """Whether nothing is left but the last checkpoint and the export."""
         judged = self.judge is None or not self.judge.pending(position, self.total_steps)
         return position.step >= self.total_steps and judged
 
     def save(self, position: Position, overlap: bool = True) -> None:
         """Write a checkpoint, beside the following steps if `overlap`."""
         self._tell(state="saving")
-        facts = {"total_steps": self.total_steps, "stage": self.job.stage, "identity": self.identity}
+        self._saved_at = self.clock()
+        facts: dict[str, Any] = {
+            "total_steps": self.total_steps,
+            "stage": self.job.stage,
+            "identity": self.identity,
+            "lasting": self._lasts(position),
+        }
         if self.judge is not None:
             facts["standing"] = self.judge.standing
         self.checkpoints.save(self.stepper.engine, position, facts, overlap)
@@ -147,6 +171,7 @@ class Loop:
             self.last_checkpoint = step
             self._tell(last_checkpoint_step=step)
             if self.recording is not None:
+                _LOG.info("checkpoint of step %d is complete", step)
                 self.recording.after_checkpoint()
 
     def _order(self, epoch: int) -> Indices:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class StepResult:
     """2-norm of the gradient of that loss, before clipping."""
     stop: bool
     """Some rank was asked to end."""
+    save: bool
+    """Rank 0 wants a checkpoint."""
     tokens: int
     """Of all samples."""
     labelled_tokens: int
@@ -47,6 +50,13 @@ class StepResult:
     def is_finite(self) -> bool:
         """Whether loss and gradient are numbers; DeepSpeed says -1 for the norm of a gradient that is not."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm) and self.grad_norm >= 0
+
+
+class Wishes(NamedTuple):
+    """What a rank wants to happen at the end of a step."""
+
+    stop: bool = False
+    save: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,13 @@ class Stepper:
         """The same over other samples."""
         return replace(self, store=store)
 
-    def run(self, batch: Indices, learning_rate: float, stop: bool) -> StepResult:
+    def run(self, batch: Indices, learning_rate: float, wishes: Callable[[], Wishes] = Wishes) -> StepResult:
         """One optimizer step over the samples `batch` of all ranks.
+
+        Args:
+            batch: of all ranks.
+            learning_rate: of this step.
+            wishes: this rank's, asked for when it has done its part; of `save` only rank 0's count.
 
         Raises:
             AskedToEndError: some pod was asked to end before the last micro batch; nothing has changed but
@@ -88,13 +103,14 @@ class Stepper:
             group["lr"] = learning_rate
         own_norm = self._clip_without_zero()
         applied = self._apply(own_norm)
-        loss, stops, memory = self._agree(local_loss, stop)
+        loss, wanted, memory = self._agree(local_loss, wishes())
         norm = float(self.engine.get_global_grad_norm() if own_norm is None else own_norm)
         computed, pairs = self._work(batch)
         return StepResult(
             loss=loss / max(1, labelled),
             grad_norm=norm,
-            stop=stops > 0,
+            stop=wanted.stop,
+            save=wanted.save,
             tokens=int(self.store.lengths[batch].sum()),
             labelled_tokens=labelled,
             computed_tokens=computed,
@@ -176,11 +192,13 @@ class Stepper:
         parameters = [item for item in self.engine.module.parameters() if item.requires_grad]
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
-    def _agree(self, local_loss: Tensor, stop: bool) -> tuple[float, float, float]:
-        """Sums over ranks, and the highest memory: each rank adds its own in a place of its own."""
-        numbers = local_loss.new_zeros(2 + dist.get_world_size())
-        numbers[0], numbers[1] = local_loss, float(stop)
-        numbers[2 + dist.get_rank()] = memory_bytes(self.device)
+    def _agree(self, local_loss: Tensor, own: Wishes) -> tuple[float, Wishes, float]:
+        """The sum of losses, what all ranks will do, and the highest memory, of which each rank adds its own
+        in a place of its own."""
+        numbers = local_loss.new_zeros(3 + dist.get_world_size())
+        numbers[0], numbers[1] = local_loss, float(own.stop)
+        numbers[2] = float(own.save and dist.get_rank() == 0)
+        numbers[3 + dist.get_rank()] = memory_bytes(self.device)
         dist.all_reduce(numbers)
-        loss, stops, *memory = numbers.tolist()
-        return loss, stops, max(memory)
+        loss, stops, saves, *memory = numbers.tolist()
+        return loss, Wishes(stops > 0, saves > 0), max(memory)
