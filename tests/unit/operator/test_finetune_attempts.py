@@ -380,11 +380,12 @@ def test_a_job_is_read_as_failing_before_its_pods_have_ended():
         "metadata": {
             "name": "x-7",
             "labels": {"yuan2.dev/attempt": "7"},
-            "annotations": {"yuan2.dev/restarts": "2"},
+            "annotations": {"yuan2.dev/restarts": "2", "yuan2.dev/config": "x-7-abc"},
         },
         "status": {"conditions": [{"type": "FailureTarget", "status": "True", "message": "why"}]},
     }
     facts = read_job(job)
     assert (facts.attempt, facts.restarts, facts.failing, facts.failure) == (7, 2, True, "why")
+    assert facts.config == "x-7-abc"
     assert facts.finishing
     assert not facts.complete
