@@ -118,6 +118,7 @@ class Reason:
     VALID: Final = "Valid"
     UNLIKELY_TO_FIT: Final = "UnlikelyToFit"
     INVALID_SPEC: Final = "InvalidSpec"
+    STATUS_UNREADABLE: Final = "StatusUnreadable"
     CLAIM_NOT_FOUND: Final = "ClaimNotFound"
     CONFIG_MAP_NOT_FOUND: Final = "ConfigMapNotFound"
     CONFIG_MAP_KEY_NOT_FOUND: Final = "ConfigMapKeyNotFound"

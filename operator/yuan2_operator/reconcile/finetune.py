@@ -19,9 +19,9 @@ from yuan2_operator.plan.finetune import FineTunePlan, config_name, job_name, pl
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.queue import Key
-from yuan2_operator.reconcile.context import Context, read_status
+from yuan2_operator.reconcile.context import Context
 from yuan2_operator.reconcile.polling import Target, Word
-from yuan2_operator.reconcile.refusal import read_spec
+from yuan2_operator.reconcile.refusal import read_final_status, read_spec
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, unwanted
 from yuan2_operator.status.conditions import Verdict
 from yuan2_operator.status.events import attempt_events, condition_events
@@ -41,6 +41,8 @@ class Subject:
 
     owner: Owner
     spec: FineTuneSpec
+    unknown: str | None
+    """What the spec has that this operator does not know: no attempt begins with it."""
     prior: FineTuneStatus
     before: Object
     """The prior status as the API has it."""
@@ -81,11 +83,17 @@ class FineTuneReconciler:
             self._context.poller.drop(key)
             return None
         owner = Owner.of({"kind": KIND_FINETUNE, **body})
-        spec = await read_spec(self._context, FINETUNES, FineTuneSpec, owner, body)
-        if spec is None:
+        prior = await read_final_status(self._context, FINETUNES, FineTuneStatus, owner, body)
+        if prior is None:
             return None
-        prior, before = read_status(FineTuneStatus, body)
-        return await self._pass(key, Subject(owner, spec, prior, before, self._context.clock()))
+        runs = read_ledger(prior).open is not None
+        reading = await read_spec(self._context, FINETUNES, FineTuneSpec, owner, body, runs=runs)
+        if reading is None:
+            return None
+        now = self._context.clock()
+        return await self._pass(
+            key, Subject(owner, reading.spec, reading.unknown, prior, prior.to_api(), now)
+        )
 
     async def _pass(self, key: Key, subject: Subject) -> float | None:
         world = await self._observe(subject)
@@ -155,6 +163,9 @@ class FineTuneReconciler:
         ledger = advance(read_ledger(subject.prior), world, policy, accepted=False, now=now)
         if ledger.ending is not None or ledger.open is not None:
             return Decision(ledger, *_accepted(subject), self._plan_open(subject, ledger))
+        if subject.unknown is not None:
+            refusal = Verdict(CONDITION_ACCEPTED, "False", Reason.INVALID_SPEC, subject.unknown)
+            return Decision(ledger, refusal)
         missing = await self._context.observer.missing(subject.owner.namespace, references(subject.spec))
         plan = plan_finetune(
             subject.owner,
@@ -220,8 +231,8 @@ class FineTuneReconciler:
     async def _clean_up(
         self, subject: Subject, status: FineTuneStatus, decision: Decision, world: World
     ) -> None:
-        """Delete Jobs that must end, are too old, or whose time after the end has passed, and what belonged to
-        them; the status is written."""
+        """Delete Jobs that must end, are too old, or whose time after the end has passed, and what belonged
+        to them; the status is written."""
         ledger = decision.ledger
         owner, applier, now = subject.owner, self._context.applier, rfc3339(subject.now)
         removal = removal_time(subject.spec.run_policy, status)
@@ -243,8 +254,8 @@ class FineTuneReconciler:
 
 
 def repairable(manifests: list[Object], config: str | None) -> list[Object]:
-    """Objects of an attempt under way that may be made again: never its Job, which exists or has ended, and its
-    job file only if the Job names this very one."""
+    """Objects of an attempt under way that may be made again: never its Job, which exists or has ended, and
+    its job file only if the Job names this very one."""
     return [
         manifest
         for manifest in manifests
