@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
 from tests.support.waiting import wait_for
+from yuan2_local.client import ApiError
 
 pytestmark = pytest.mark.cluster
 
@@ -90,6 +91,18 @@ def test_an_override_that_a_field_decides_is_named_before_a_pod_starts(run):
     run.wait_condition("Accepted", "True")
 
 
+def refuses_jobs(run: Bench) -> bool:
+    """Whether a Job would not be made."""
+    container = {"name": "c", "image": "i"}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    job = {"metadata": {"name": "probe"}, "spec": {"template": {"spec": pod}}}
+    try:
+        run.cluster.client.create(f"/apis/batch/v1/namespaces/{run.namespace}/jobs?dryRun=All", job)
+    except ApiError:
+        return True
+    return False
+
+
 def test_a_spec_that_is_corrected_before_a_job_exists_is_what_that_job_runs(run):
     hooks = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
     webhook = {
@@ -110,6 +123,7 @@ def test_a_spec_that_is_corrected_before_a_job_exists_is_what_that_job_runs(run)
     }
     run.cluster.client.create(hooks, body)
     try:
+        wait_for("the API server asks the webhook", lambda: refuses_jobs(run))
         run.claims("data")
         run.create(training={"learningRate": 0.5})
         wait_for("the job file", lambda: run.objects("configmaps"))

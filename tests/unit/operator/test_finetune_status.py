@@ -74,6 +74,13 @@ def test_running_means_that_every_pod_runs():
     assert "1 of 2 pods run" in half.message
 
 
+def test_the_pods_of_an_attempt_are_those_of_its_job_whatever_the_spec_says_by_now():
+    spec = spec_of(workers={"replicas": 3})
+    finding = Finding("uid", 3, OPEN, world("Running", "Running", pods=2), accepted())
+    found = condition(compose(spec, FineTuneStatus(), finding, START), "Running")
+    assert (found.status, found.message) == ("True", "attempt 1: 2 of 2 pods run")
+
+
 def test_a_pod_that_has_succeeded_already_does_not_end_the_training():
     assert status_of(seen=world("Running", "Succeeded")).phase == "Running"
 
