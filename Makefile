@@ -78,8 +78,8 @@ format: $(VENV)/.ok ## Format the code
 lock: ## Resolve requirements/*.in into requirements/*.txt (versions and hashes)
 	scripts/lock.sh
 
-.PHONY: bench bench-data bench-docs bench-path bench-prepare bench-train
-bench: bench-prepare bench-train bench-data ## All numbers that need no node, one after the other (half an hour)
+.PHONY: bench bench-data bench-docs bench-operator bench-path bench-prepare bench-train
+bench: bench-prepare bench-train bench-data bench-operator ## All numbers that need no node, one after the other (half an hour)
 	@echo "bench: build/bench has them; 'make bench-path' measures the path on the node, 'make bench-docs' writes docs/benchmarks.md"
 
 bench-docs: $(VENV)/.ok ## Put the tables of build/bench into docs/benchmarks.md
@@ -90,6 +90,9 @@ bench-path: $(VENV)/.ok ## Numbers of the whole path, to build/bench/path.json
 
 bench-data: $(VENV)/.ok ## Memory for 0.8 million conversations, to build/bench/data.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.data
+
+bench-operator: $(VENV)/.ok ## Requests and memory of the operator, to build/bench/operator.json (with Go)
+	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.operating
 
 bench-prepare: $(VENV)/.ok ## Preparation of data against FastChat's, to build/bench/prepare.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.prepare

@@ -89,8 +89,15 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClus
     _require_go()
     if shutil.which("openssl") is None:
         pytest.skip("openssl: not found; install the package openssl")
+    with running_control_plane(f"test-{os.getpid()}") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def running_control_plane(name: str) -> Iterator[TestCluster]:
+    """A control plane without a node, with the CRDs installed, for the length of the block."""
     cache = cache_from(os.environ)
-    state = control_plane_state(cache, f"test-{os.getpid()}")
+    state = control_plane_state(cache, name)
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.down, cache, state)
         cluster.up(cache, state, with_node=False)

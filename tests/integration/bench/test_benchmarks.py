@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bench import operating
+from tests.bench.operating import RUNS
 from tests.support.training import REPOSITORY
 
 FOLDERS = ("core", "operator", "trainer_image", "server_image", "deploy/local", "deploy/demo", ".")
@@ -32,16 +35,26 @@ def run(name: str, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("name", ["prepare", "data", "train"])
-def test_runs_says_what_it_compares_and_stands_in_the_documentation(tmp_path: Path, name: str) -> None:
-    rows = run(name, tmp_path)
+def check(rows: list[dict[str, Any]]) -> None:
+    """Every row says how large, both sides are there, and the documentation has it."""
     documented = {line.split("|")[1].strip() for line in PAGE.splitlines() if line.startswith("| ")}
     assert rows
     assert {row["row"] for row in rows} <= documented
     for row in rows:
         assert row["sizes"], row
-        assert row["goal"] is None
         if row["against"]:
             assert row["ours"] > 0, row
             assert row["theirs"] > 0, row
             assert row["least"] <= row["value"] <= row["most"], row
+
+
+@pytest.mark.parametrize("name", ["prepare", "data", "train"])
+def test_runs_says_what_it_compares_and_stands_in_the_documentation(tmp_path: Path, name: str) -> None:
+    check(run(name, tmp_path))
+
+
+@pytest.mark.cluster
+def test_the_operator_handles_finetunes_one_after_the_other(control_plane: Any, tmp_path: Path) -> None:
+    rows = [asdict(row) for row in operating.measure(control_plane, tmp_path, RUNS[:1], 2, rest=0.1)]
+    check(rows)
+    assert all(row["value"] > 10 for row in rows if row["unit"] == "MB")

@@ -127,5 +127,5 @@ def test_a_report_takes_its_place_in_the_page_and_no_other(tmp_path: Path) -> No
 
 def test_the_documentation_has_a_place_for_every_report(tmp_path: Path) -> None:
     report = json.loads(Report("speed", arguments(tmp_path)).write([plain("memory", 3.0, "MB")]).read_text())
-    for name in ("path", "prepare", "train", "data"):
+    for name in ("path", "operator", "prepare", "train", "data"):
         assert spliced(PAGE.read_text(encoding="utf-8"), name, report)
