@@ -16,6 +16,8 @@ Object = dict[str, Any]
 Index = Mapping[Key, Collection[Object]]
 """Objects by the custom resource that they are, or belong to."""
 
+DEPARTED_KEPT = 4096
+"""Objects whose end is remembered, since the answer to their deletion may come after the watch's word."""
 POD_FIELDS = ("nodeName", "containers")
 CONTAINER_FIELDS = ("name", "image", "resources")
 JOB_FIELDS = ("parallelism", "suspend")
@@ -52,6 +54,7 @@ class Cache:
         self._indices = indices
         self._written: dict[tuple[str, Key], dict[str, Object]] = {}
         self._gone: set[str] = set()
+        self._departed: dict[str, None] = {}
 
     def of(self, plural: str, key: Key) -> list[Object]:
         """Objects of one kind that belong to a custom resource, or are it; by name."""
@@ -81,7 +84,9 @@ class Cache:
         return list(self._indices[plural])
 
     def remember(self, plural: str, key: Key, obj: Mapping[str, Any]) -> None:
-        """Take in what the API server answered to a write."""
+        """Take in what the API server answered to a write, unless a watch has told its end meanwhile."""
+        if obj["metadata"].get("uid") in self._departed:
+            return
         self._written.setdefault((plural, key), {})[obj["metadata"]["name"]] = slim(obj)
 
     def remember_deletion(self, plural: str, key: Key, obj: Mapping[str, Any], now: str) -> None:
@@ -94,6 +99,9 @@ class Cache:
     def forget(self, plural: str, key: Key, name: str, uid: str) -> None:
         """An object is gone, the watch says."""
         self._gone.discard(uid)
+        self._departed[uid] = None
+        if len(self._departed) > DEPARTED_KEPT:
+            del self._departed[next(iter(self._departed))]
         written = self._written.get((plural, key), {}).get(name)
         if written is not None and written["metadata"]["uid"] == uid:
             self._drop(plural, key, name)

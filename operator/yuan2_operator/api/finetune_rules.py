@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from yuan2_core import conflicts
+from yuan2_core.contract import Training
 from yuan2_core.presets import DEFAULT_ZERO_STAGE, PRESETS, zero_stage
+from yuan2_core.resuming import FREE_TRAINING
 from yuan2_operator.api.common import NAME_RULES
 from yuan2_operator.api.schema import rules
 from yuan2_operator.constants import TRAINER_RESERVED_ENV
@@ -90,13 +92,15 @@ section that may be left out is `{}` when the CRD itself is checked, with no def
 _NO_RUN = "(!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1)"
 _PAUSED = "self.spec.runPolicy.suspend"
 _WAY_OUT = "create another Yuan2FineTune, or delete this one first"
-_FIXED_SECTIONS = ("model", "dataset", "method", "training", "deepspeed", "output")
-_FIXED_SIZES = ("replicas", "gpusPerWorker", "processesPerWorker")
+_FIXED_SECTIONS = ("model", "dataset", "method", "deepspeed", "output")
+_FIXED_TRAINING = tuple(
+    str(field.alias) for field in Training.model_fields.values() if field.alias not in FREE_TRAINING
+)
 
 
 def _same(field: str) -> str:
-    """Whether an optional field is what it was, absent or present."""
-    new, old = f"self.spec.workers.{field}", f"oldSelf.spec.workers.{field}"
+    """Whether a field of `training` is what it was, absent or present."""
+    new, old = f"self.spec.training.{field}", f"oldSelf.spec.training.{field}"
     return f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
 
 
@@ -118,10 +122,11 @@ ROOT_RULES = rules(
     *NAME_RULES,
     *(_fixed_section(section) for section in _FIXED_SECTIONS),
     (
-        f"{_NO_RUN} || ({' && '.join(_same(field) for field in _FIXED_SIZES)})",
-        "spec.workers: replicas, gpusPerWorker and processesPerWorker cannot change once training has begun: "
-        f"ZeRO checkpoints are split by rank; {_WAY_OUT}",
+        f"{_NO_RUN} || ({' && '.join(map(_same, _FIXED_TRAINING))})",
+        f"spec.training cannot change once training has begun, but for {', '.join(FREE_TRAINING)}: its "
+        f"checkpoints depend on it; {_WAY_OUT}",
     ),
+    _fixed_while_running("training"),
     _fixed_while_running("workers"),
     _fixed_while_running("checkpoint"),
     _fixed_while_running("evaluation"),

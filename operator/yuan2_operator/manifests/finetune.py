@@ -14,6 +14,7 @@ from yuan2_core.contract import (
 )
 from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.constants import (
+    ANNOTATION_CONFIG,
     ANNOTATION_RESTARTS,
     COMPONENT_TRAINER,
     DATASET_DIRECTORY,
@@ -42,7 +43,7 @@ from yuan2_operator.manifests.common import (
     pull_secrets,
     resources,
 )
-from yuan2_operator.plan.finetune import FineTunePlan, claims, job_name
+from yuan2_operator.plan.finetune import FineTunePlan, claims, config_name, job_name
 from yuan2_operator.plan.owner import Owner, selector_labels
 
 DATASET_VOLUME = "dataset"
@@ -65,9 +66,8 @@ INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 def finetune_manifests(plan: FineTunePlan) -> list[Manifest]:
     """Every child of one attempt, in the order in which they are applied: the Job last, its pods need the
     rest."""
-    name = job_name(plan.owner.name, plan.attempt)
     labels = {LABEL_ATTEMPT: str(plan.attempt)}
-    config = config_map(plan.owner, name, COMPONENT_TRAINER, plan.job.to_json(), labels=labels)
+    config = config_map(plan.owner, config_name(plan), COMPONENT_TRAINER, plan.job.to_json(), labels=labels)
     # What a run did is what its file says: nobody changes it afterwards.
     config["immutable"] = True
     return [config, network_service(plan.owner), training_job(plan)]
@@ -102,7 +102,7 @@ def training_job(plan: FineTunePlan) -> Manifest:
             name,
             COMPONENT_TRAINER,
             labels=labels,
-            annotations={ANNOTATION_RESTARTS: str(plan.restarts)},
+            annotations={ANNOTATION_RESTARTS: str(plan.restarts), ANNOTATION_CONFIG: config_name(plan)},
         ),
         "spec": {
             "completionMode": "Indexed",
@@ -225,7 +225,7 @@ def _volumes(plan: FineTunePlan) -> list[Manifest]:
     spec = plan.spec
     shared = {"medium": "Memory", "sizeLimit": spec.workers.shared_memory}
     volumes = [
-        job_volume(job_name(plan.owner.name, plan.attempt)),
+        job_volume(config_name(plan)),
         {"name": SHARED_MEMORY_VOLUME, "emptyDir": shared},
         *claim_volumes(claims(spec)),
     ]

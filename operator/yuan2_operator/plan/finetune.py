@@ -18,7 +18,7 @@ from yuan2_core.presets import zero_stage
 from yuan2_operator.api.common import ClaimPath
 from yuan2_operator.api.finetune import DatasetSource, FineTuneSpec
 from yuan2_operator.constants import CLAIMS_DIRECTORY, DATASET_DIRECTORY, EVALUATION_DIRECTORY, Reason
-from yuan2_operator.plan.owner import Owner
+from yuan2_operator.plan.owner import Owner, digest
 from yuan2_operator.plan.quantity import parse_quantity
 from yuan2_operator.plan.references import Missing, Reference, Rejection, reject_missing
 
@@ -45,9 +45,14 @@ class FineTunePlan:
 
 
 def job_name(name: str, attempt: int) -> str:
-    """Name of the Job of an attempt, and of its ConfigMap; pod i is called `<that>-<i>` inside the
-    network."""
+    """Name of the Job of an attempt; pod i is called `<that>-<i>` inside the network."""
     return f"{name}-{attempt}"
+
+
+def config_name(plan: FineTunePlan) -> str:
+    """Name of the ConfigMap with the job file of an attempt: another content has another name, so that a Job
+    that names it runs what its plan says, whatever an earlier try has left."""
+    return f"{job_name(plan.owner.name, plan.attempt)}-{digest(plan.job.to_json())[:8]}"
 
 
 def references(spec: FineTuneSpec) -> tuple[Reference, ...]:

@@ -10,18 +10,18 @@ from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimat
 from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.apply import Occupied, key_of, owned
 from yuan2_operator.cache import Object
-from yuan2_operator.client import CONFIG_MAPS, FINETUNES, JOBS, PODS, Forbidden, Invalid
+from yuan2_operator.client import CONFIG_MAPS, FINETUNES, JOBS, PODS, SERVICES, Forbidden, Invalid
 from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
 from yuan2_operator.manifests.finetune import finetune_manifests
 from yuan2_operator.plan.capacity import demand
 from yuan2_operator.plan.estimate import PreparedData, acceptance, estimate_of, status_estimate
-from yuan2_operator.plan.finetune import FineTunePlan, job_name, plan_finetune, references
+from yuan2_operator.plan.finetune import FineTunePlan, config_name, job_name, plan_finetune, references
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.queue import Key
-from yuan2_operator.reconcile.context import Context, read_status
+from yuan2_operator.reconcile.context import Context
 from yuan2_operator.reconcile.polling import Target, Word
-from yuan2_operator.reconcile.refusal import read_spec
+from yuan2_operator.reconcile.refusal import read_final_status, read_spec
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, unwanted
 from yuan2_operator.status.conditions import Verdict
 from yuan2_operator.status.events import attempt_events, condition_events
@@ -41,6 +41,8 @@ class Subject:
 
     owner: Owner
     spec: FineTuneSpec
+    unknown: str | None
+    """What the spec has that this operator does not know: no attempt begins with it."""
     prior: FineTuneStatus
     before: Object
     """The prior status as the API has it."""
@@ -61,6 +63,8 @@ class Decision:
     """The open attempt, whose objects must exist."""
     fallback: Ledger | None = None
     """The ledger without the attempt that begins in this pass."""
+    config: str | None = None
+    """The ConfigMap of the attempt that begins, or tries to, in this pass."""
 
 
 class FineTuneReconciler:
@@ -79,11 +83,17 @@ class FineTuneReconciler:
             self._context.poller.drop(key)
             return None
         owner = Owner.of({"kind": KIND_FINETUNE, **body})
-        spec = await read_spec(self._context, FINETUNES, FineTuneSpec, owner, body)
-        if spec is None:
+        prior = await read_final_status(self._context, FINETUNES, FineTuneStatus, owner, body)
+        if prior is None:
             return None
-        prior, before = read_status(FineTuneStatus, body)
-        return await self._pass(key, Subject(owner, spec, prior, before, self._context.clock()))
+        runs = read_ledger(prior).open is not None
+        reading = await read_spec(self._context, FINETUNES, FineTuneSpec, owner, body, runs=runs)
+        if reading is None:
+            return None
+        now = self._context.clock()
+        return await self._pass(
+            key, Subject(owner, reading.spec, reading.unknown, prior, prior.to_api(), now)
+        )
 
     async def _pass(self, key: Key, subject: Subject) -> float | None:
         world = await self._observe(subject)
@@ -92,7 +102,7 @@ class FineTuneReconciler:
         subject = replace(subject, prepared=PreparedData.known(subject.prior, progress))
         world = replace(world, pulse=take_pulse(subject.spec, progress, attempt, subject.now))
         decision = await self._decide(subject, world)
-        decision, trouble = await self._apply(subject, decision)
+        decision, trouble = await self._apply(subject, decision, world)
         finding = Finding(
             uid=subject.owner.uid,
             generation=subject.owner.generation,
@@ -106,7 +116,7 @@ class FineTuneReconciler:
             trouble=trouble,
         )
         status = await self._write(key, subject, finding)
-        await self._clean_up(subject, status, decision.ledger, world)
+        await self._clean_up(subject, status, decision, world)
         outlook = Outlook(
             ledger=decision.ledger,
             world=world,
@@ -153,6 +163,9 @@ class FineTuneReconciler:
         ledger = advance(read_ledger(subject.prior), world, policy, accepted=False, now=now)
         if ledger.ending is not None or ledger.open is not None:
             return Decision(ledger, *_accepted(subject), self._plan_open(subject, ledger))
+        if subject.unknown is not None:
+            refusal = Verdict(CONDITION_ACCEPTED, "False", Reason.INVALID_SPEC, subject.unknown)
+            return Decision(ledger, refusal)
         missing = await self._context.observer.missing(subject.owner.namespace, references(subject.spec))
         plan = plan_finetune(
             subject.owner,
@@ -166,7 +179,8 @@ class FineTuneReconciler:
             return Decision(ledger, Verdict(CONDITION_ACCEPTED, "False", plan.reason, plan.message))
         begun = advance(ledger, world, policy, accepted=True, now=now)
         begins = plan if begun.open is not None else None
-        return Decision(begun, *_accepted(subject), begins, fallback=ledger)
+        config = config_name(plan) if begins is not None else None
+        return Decision(begun, *_accepted(subject), begins, fallback=ledger, config=config)
 
     def _plan_open(self, subject: Subject, ledger: Ledger) -> FineTunePlan | None:
         """The plan of an attempt that has begun: its other objects are kept in repair."""
@@ -182,14 +196,16 @@ class FineTuneReconciler:
         )
         return plan if isinstance(plan, FineTunePlan) else None
 
-    async def _apply(self, subject: Subject, decision: Decision) -> tuple[Decision, Problem | None]:
+    async def _apply(
+        self, subject: Subject, decision: Decision, world: World
+    ) -> tuple[Decision, Problem | None]:
         """Have the open attempt's objects exist; if the cluster refuses one, the attempt has not begun."""
         if decision.plan is None:
             return decision, None
         manifests = finetune_manifests(decision.plan)
         if decision.fallback is None:
-            # Its Job exists or has ended; a Job is never made a second time.
-            manifests = [manifest for manifest in manifests if manifest["kind"] != "Job"]
+            job = world.view(decision.ledger.number).job
+            manifests = repairable(manifests, job.config if job is not None else None)
         try:
             await self._context.applier.ensure(subject.owner, manifests)
         except (Occupied, Forbidden, Invalid) as error:
@@ -212,9 +228,12 @@ class FineTuneReconciler:
         )
         return status
 
-    async def _clean_up(self, subject: Subject, status: FineTuneStatus, ledger: Ledger, world: World) -> None:
-        """Delete Jobs that must end, are too old, or whose time after the end has passed; the status is
-        written."""
+    async def _clean_up(
+        self, subject: Subject, status: FineTuneStatus, decision: Decision, world: World
+    ) -> None:
+        """Delete Jobs that must end, are too old, or whose time after the end has passed, and what belonged
+        to them; the status is written."""
+        ledger = decision.ledger
         owner, applier, now = subject.owner, self._context.applier, rfc3339(subject.now)
         removal = removal_time(subject.spec.run_policy, status)
         expired = ledger.ending is not None and removal is not None and removal <= subject.now
@@ -224,11 +243,25 @@ class FineTuneReconciler:
                 continue
             stops = not view.job.finishing
             await applier.remove(owner, "Job", job_name(owner.name, number), now, wait=stops)
-        kept = {job_name(owner.name, number) for number, view in world.views.items() if view.job is not None}
+        jobs = [view.job for view in world.views.values() if view.job is not None]
+        kept = {decision.config, *(job.config or job.name for job in jobs)}
         for config in self._context.cache.of(CONFIG_MAPS.plural, key_of(owner)):
-            name = config["metadata"]["name"]
-            if name not in kept and (expired or name != job_name(owner.name, ledger.number)):
-                await applier.remove(owner, "ConfigMap", name, now)
+            if config["metadata"]["name"] not in kept:
+                await applier.remove(owner, "ConfigMap", config["metadata"]["name"], now)
+        if ledger.ending is not None and world.quiet(subject.now):
+            for service in self._context.cache.of(SERVICES.plural, key_of(owner)):
+                await applier.remove(owner, "Service", service["metadata"]["name"], now)
+
+
+def repairable(manifests: list[Object], config: str | None) -> list[Object]:
+    """Objects of an attempt under way that may be made again: never its Job, which exists or has ended, and
+    its job file only if the Job names this very one."""
+    return [
+        manifest
+        for manifest in manifests
+        if manifest["kind"] != "Job"
+        and (manifest["kind"] != "ConfigMap" or manifest["metadata"]["name"] == config)
+    ]
 
 
 def build_world(jobs: list[Object], pods: list[Object], *, strangers: bool, now: datetime) -> World:

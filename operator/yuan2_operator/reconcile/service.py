@@ -37,9 +37,10 @@ class ServiceReconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             return None
         owner = Owner.of({"kind": KIND_SERVICE, **body})
-        spec = await read_spec(self._context, YUAN_SERVICES, ServiceSpec, owner, body)
-        if spec is None:
+        reading = await read_spec(self._context, YUAN_SERVICES, ServiceSpec, owner, body)
+        if reading is None:
             return None
+        spec = reading.spec
         prior, before = read_status(ServiceStatus, body)
         decision = await self._decide(owner, spec, prior)
         decision = await self._apply(owner, decision)

@@ -23,6 +23,8 @@ from yuan2_operator.status.stall import Pulse
 SHORT_ATTEMPT = timedelta(seconds=60)
 """An attempt that ended sooner makes the next one wait, so that nothing spins."""
 RESTART_DELAY_LIMIT = timedelta(seconds=300)
+FINAL: dict[AttemptOutcome | None, bool] = {"Succeeded": True, "Invalid": False, "DeadlineExceeded": False}
+"""Outcomes of an attempt that end the run, and whether it is complete then."""
 JOBS_KEPT = 2
 """Jobs whose pods are kept for their logs: the newest attempt and the one before it."""
 
@@ -99,6 +101,10 @@ def read_ledger(status: FineTuneStatus) -> Ledger:
         condition = find_condition(status.conditions, kind)
         if condition is not None and condition.status == "True":
             ending = Ending(kind == CONDITION_COMPLETE, condition.reason, condition.message)
+    newest = status.attempts[-1] if status.attempts else None
+    if ending is None and newest is not None and newest.outcome in FINAL:
+        # Somebody took the condition away: the attempt still says how the run ended.
+        ending = Ending(FINAL[newest.outcome], newest.reason, newest.message)
     return Ledger(
         attempts=tuple(status.attempts),
         number=status.attempt or 0,
@@ -237,9 +243,8 @@ def _close(ledger: Ledger, verdict: Judgement, policy: RunPolicy, now: datetime)
 
 def _consequence(ledger: Ledger, verdict: Judgement, policy: RunPolicy) -> dict[str, Any]:
     """What an ended attempt means for the run: its end, one restart more, or nothing."""
-    final: dict[AttemptOutcome, bool] = {"Succeeded": True, "Invalid": False, "DeadlineExceeded": False}
-    if verdict.outcome in final:
-        return {"ending": Ending(final[verdict.outcome], verdict.reason, verdict.message)}
+    if verdict.outcome in FINAL:
+        return {"ending": Ending(FINAL[verdict.outcome], verdict.reason, verdict.message)}
     if not verdict.counted:
         return {}
     if ledger.restarts >= policy.max_restarts:
@@ -260,13 +265,18 @@ def _resumed(ledger: Ledger) -> Ledger:
     return replace(ledger, started=None) if last is not None and last.outcome == "Suspended" else ledger
 
 
+def deadline_at(ledger: Ledger, policy: RunPolicy) -> datetime | None:
+    """When the run will have taken too long; None without a limit, before its start and while suspended."""
+    limit, last = policy.active_deadline_seconds, ledger.last
+    rests = ledger.open is None and (policy.suspend or (last is not None and last.outcome == "Suspended"))
+    if limit is None or ledger.started is None or rests:
+        return None
+    return ledger.started + timedelta(seconds=limit)
+
+
 def _overdue(ledger: Ledger, policy: RunPolicy, now: datetime) -> bool:
-    limit = policy.active_deadline_seconds
-    if limit is None or ledger.started is None:
-        return False
-    last = ledger.last
-    suspended = ledger.open is None and last is not None and last.outcome == "Suspended"
-    return not suspended and now >= ledger.started + timedelta(seconds=limit)
+    deadline = deadline_at(ledger, policy)
+    return deadline is not None and now >= deadline
 
 
 def _deadline(policy: RunPolicy) -> Ending:

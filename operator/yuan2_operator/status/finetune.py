@@ -160,7 +160,10 @@ def _running(spec: FineTuneSpec, finding: Finding, now: datetime) -> Verdict:
     if finding.trouble is not None:
         return Verdict(CONDITION_RUNNING, "False", finding.trouble.reason, finding.trouble.message)
     if ledger.open is not None:
-        return _attempt_running(world.view(ledger.open.number), spec.workers.replicas, finding, now)
+        view = world.view(ledger.open.number)
+        # The spec may say another number already, for the attempt after a suspension.
+        wanted = spec.workers.replicas if view.job is None else view.job.pods or spec.workers.replicas
+        return _attempt_running(view, wanted, finding, now)
     if spec.run_policy.suspend:
         return Verdict(CONDITION_RUNNING, "False", Reason.SUSPENDED, "spec.runPolicy.suspend is true")
     if ledger.last is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PEER_LOST, PEERS_MISSING, Progress, Termination
 from yuan2_operator.api.finetune import Attempt, AttemptOutcome
-from yuan2_operator.constants import ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
+from yuan2_operator.constants import ANNOTATION_CONFIG, ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
 from yuan2_operator.status.pods import PodFacts, condition, parse_time, shorten
 
 EXIT_KILLED = 137
@@ -38,6 +38,8 @@ class JobFacts:
     """It has failed, or will as soon as its pods have ended (condition FailureTarget)."""
     failure: str = ""
     """Message of that condition."""
+    config: str | None = None
+    """Name of the ConfigMap with its job file; None in Jobs of releases that did not tell it."""
     restarts: int = 0
     """Counted restarts when it was made, from its annotation."""
 
@@ -126,6 +128,7 @@ def read_job(job: Mapping[str, Any]) -> JobFacts:
         complete=condition(status, "Complete").get("status") == "True",
         failing=failure is not None,
         failure=str(failure.get("message", "")) if failure is not None else "",
+        config=metadata.get("annotations", {}).get(ANNOTATION_CONFIG),
         restarts=int(metadata.get("annotations", {}).get(ANNOTATION_RESTARTS, 0)),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from yuan2_operator.api.finetune import FineTuneStatus, RunPolicy
-from yuan2_operator.status.attempts import Ledger, World, restart_at
+from yuan2_operator.status.attempts import Ledger, World, deadline_at, restart_at
 from yuan2_operator.status.finetune import PODS_EXPECTED_SECONDS
 from yuan2_operator.status.progress import WRITE_SECONDS
 
@@ -59,8 +59,9 @@ def _reasons(policy: RunPolicy, outlook: Outlook, rhythm: Rhythm, now: datetime)
         yield rhythm.missing
     if ledger.open is not None:
         yield WRITE_SECONDS if world.pulse is None else max(rhythm.poll, world.pulse.left)
-    if policy.active_deadline_seconds is not None and ledger.started is not None:
-        yield _until(ledger.started + timedelta(seconds=policy.active_deadline_seconds), now)
+    deadline = deadline_at(ledger, policy)
+    if deadline is not None:
+        yield _until(deadline, now)
     if ledger.open is not None and not world.view(ledger.number).pods:
         yield PODS_EXPECTED_SECONDS
     since = world.view(ledger.number).waiting_since() if ledger.open is not None else None
@@ -70,9 +71,13 @@ def _reasons(policy: RunPolicy, outlook: Outlook, rhythm: Rhythm, now: datetime)
         pod.delete_by is not None and not pod.terminal for view in world.views.values() for pod in view.pods
     ):
         yield SETTLING_SECONDS
-    if ledger.open is None and not policy.suspend:
-        again = restart_at(ledger)
-        yield _until(again, now) if again is not None and world.quiet(now) else SETTLING_SECONDS
+    again = restart_at(ledger)
+    if ledger.open is not None or policy.suspend:
+        return
+    if not world.quiet(now):
+        yield SETTLING_SECONDS
+    elif again is not None and now < again:
+        yield _until(again, now)
 
 
 def _until(moment: datetime, now: datetime) -> float:

@@ -84,6 +84,16 @@ class Bench:
             obj["metadata"]["name"]: obj for obj in items if obj["metadata"]["name"] != "kube-root-ca.crt"
         }
 
+    def config(self, attempt: int = 1) -> dict[str, Any]:
+        """The one ConfigMap of an attempt."""
+        labelled = [
+            found
+            for found in self.objects("configmaps").values()
+            if found["metadata"].get("labels", {}).get("yuan2.dev/attempt") == str(attempt)
+        ]
+        [config] = labelled
+        return config
+
     def pods(self, attempt: int = 1, count: int = 2) -> list[dict[str, Any]]:
         """Pods of an attempt by rank, as soon as they are all there."""
         selector = f"yuan2.dev/finetune={self.name},yuan2.dev/attempt={attempt}"

@@ -561,10 +561,25 @@ def test_overrides_are_fixed_with_the_rest(api, started):
         change(api, started, {"deepspeed": {"overrides": {"zero_optimization": {"overlap_comm": True}}}})
 
 
-@pytest.mark.parametrize("size", [{"replicas": 2}, {"gpusPerWorker": None, "processesPerWorker": 8}])
-def test_the_number_of_ranks_is_fixed_once_training_has_begun(api, started, size):
-    with pytest.raises(ClusterError, match="cannot change once training has begun: ZeRO checkpoints"):
-        change(api, started, {"workers": size, "runPolicy": {"suspend": True}})
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"workers": {"replicas": 2}},
+        {"workers": {"gpusPerWorker": None, "processesPerWorker": 8}},
+        {"workers": {"gpusPerWorker": 4}, "training": {"gradientAccumulationSteps": 8}},
+        {"training": {"microBatchSize": 1, "packing": False, "tf32": False, "gradientCheckpointing": False}},
+    ],
+)
+def test_ranks_and_how_they_share_a_step_may_change_while_there_are_none(api, started, spec):
+    with pytest.raises(ClusterError, match=r"can change only while spec\.runPolicy\.suspend is true"):
+        change(api, started, spec)
+    assert "patched" in change(api, started, {**spec, "runPolicy": {"suspend": True}})
+
+
+@pytest.mark.parametrize("field", [{"warmupSteps": 3}, {"epochs": 9}, {"seed": 1}, {"precision": "fp32"}])
+def test_what_is_learned_is_fixed_field_by_field(api, started, field):
+    with pytest.raises(ClusterError, match=r"spec\.training cannot change once training has begun, but for"):
+        change(api, started, {"training": field, "runPolicy": {"suspend": True}})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
 from tests.support.waiting import wait_for
+from yuan2_local.client import ApiError
 
 pytestmark = pytest.mark.cluster
 
@@ -88,6 +89,54 @@ def test_an_override_that_a_field_decides_is_named_before_a_pod_starts(run):
     assert run.jobs() == {}
     run.patch(deepspeed={"overrides": {"gradient_clipping": None, "steps_per_print": 10}})
     run.wait_condition("Accepted", "True")
+
+
+def refuses_jobs(run: Bench) -> bool:
+    """Whether a Job would not be made."""
+    container = {"name": "c", "image": "i"}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    job = {"metadata": {"name": "probe"}, "spec": {"template": {"spec": pod}}}
+    try:
+        run.cluster.client.create(f"/apis/batch/v1/namespaces/{run.namespace}/jobs?dryRun=All", job)
+    except ApiError:
+        return True
+    return False
+
+
+def test_a_spec_that_is_corrected_before_a_job_exists_is_what_that_job_runs(run):
+    hooks = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+    webhook = {
+        "name": "down.example.com",
+        "clientConfig": {"service": {"name": "none", "namespace": run.namespace}},
+        "rules": [
+            {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+        ],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": run.namespace}},
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    body = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": run.namespace},
+        "webhooks": [webhook],
+    }
+    run.cluster.client.create(hooks, body)
+    try:
+        wait_for("the API server asks the webhook", lambda: refuses_jobs(run))
+        run.claims("data")
+        run.create(training={"learningRate": 0.5})
+        wait_for("the job file", lambda: run.objects("configmaps"))
+        run.patch(training={"learningRate": 0.25})
+    finally:
+        run.cluster.client.delete(f"{hooks}/{run.namespace}")
+    run.pods()
+    job = run.jobs()["alpaca-1"]
+    volumes = job["spec"]["template"]["spec"]["volumes"]
+    named = next(volume["configMap"]["name"] for volume in volumes if volume["name"] == "job")
+    wait_for("the earlier job file is gone", lambda: list(run.objects("configmaps")) == [named])
+    assert '"learningRate":0.25' in run.config()["data"]["job.json"]
+    assert job["metadata"]["annotations"]["yuan2.dev/config"] == named
 
 
 def test_a_deleted_service_comes_back(run):

@@ -60,7 +60,7 @@ def test_children_are_as_designed(run):
     uid = run.get()["metadata"]["uid"]
     children = [
         run.jobs()["alpaca-1"],
-        run.objects("configmaps")["alpaca-1"],
+        run.config(),
         run.objects("services")["alpaca"],
     ]
     for child in children:
@@ -106,7 +106,7 @@ def test_an_operator_killed_midway_makes_nothing_twice(run):
     run.operator.start()
     run.wait_condition("Complete", "True")
     assert set(run.jobs()) == {"alpaca-1"}
-    assert set(run.objects("configmaps")) == {"alpaca-1"}
+    assert list(run.objects("configmaps")) == [run.config()["metadata"]["name"]]
     assert len(run.pods()) == 2
     assert run.status["restarts"] == 0
 
@@ -148,9 +148,10 @@ def test_a_crash_restarts_all_ranks_from_the_checkpoint(run):
     assert (status["attempt"], status["restarts"]) == (2, 1)
     assert status["attempts"][0]["outcome"] == "Failed"
     assert "RuntimeError: CUDA error" in status["attempts"][0]["message"]
-    assert '"attempt":2' in run.objects("configmaps")["alpaca-2"]["data"]["job.json"]
+    assert '"attempt":2' in run.config(attempt=2)["data"]["job.json"]
     assert len(second) == 2
     complete(run, attempt=2)
+    wait_for("the Service of a finished run is gone", lambda: not run.objects("services"))
 
 
 def test_the_pod_that_failed_is_named_and_not_the_one_that_lost_it_and_ended_first(run):

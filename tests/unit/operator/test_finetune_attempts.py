@@ -11,7 +11,16 @@ from tests.support.attempts import GRACE, START, Cluster, Loop, spec_of
 from yuan2_core.contract import PEER_LOST, PEERS_MISSING, Termination
 from yuan2_operator.api.finetune import Attempt, FineTuneStatus
 from yuan2_operator.constants import Reason
-from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, restart_at, unwanted
+from yuan2_operator.status.attempts import (
+    Ending,
+    Ledger,
+    World,
+    advance,
+    deadline_at,
+    read_ledger,
+    restart_at,
+    unwanted,
+)
 from yuan2_operator.status.judgement import AttemptView, JobFacts, judge, read_job
 from yuan2_operator.status.pods import LOST_AFTER, PodFacts, Problem
 
@@ -290,6 +299,37 @@ def test_a_wiped_status_is_made_anew_from_the_jobs():
     assert ledger.open is not None
 
 
+@pytest.mark.parametrize(
+    ("outcome", "complete"), [("Succeeded", True), ("Invalid", False), ("DeadlineExceeded", False)]
+)
+def test_an_end_stays_an_end_when_somebody_takes_its_condition_away(outcome, complete):
+    attempt = Attempt(number=2, outcome=outcome, reason="R", message="words")
+    ledger = read_ledger(FineTuneStatus(attempts=[attempt], attempt=2))
+    assert ledger.ending == Ending(complete, "R", "words")
+    assert advance(ledger, World(), spec_of().run_policy, accepted=True, now=START) == ledger
+
+
+@pytest.mark.parametrize("outcome", ["Failed", "Disrupted", "Stalled", "Suspended", None])
+def test_no_other_outcome_ends_a_run(outcome):
+    assert (
+        read_ledger(FineTuneStatus(attempts=[Attempt(number=1, outcome=outcome)], attempt=1)).ending is None
+    )
+
+
+def test_the_deadline_is_one_moment_for_all():
+    policy = spec_of(runPolicy={"activeDeadlineSeconds": 100}).run_policy
+    resting = policy.model_copy(update={"suspend": True})
+    opened = Ledger(attempts=(Attempt(number=1, start_time=START),), number=1, started=START)
+    failed = Ledger(attempts=(Attempt(number=1, outcome="Failed"),), number=1, started=START)
+    suspended = Ledger(attempts=(Attempt(number=1, outcome="Suspended"),), number=1, started=START)
+    at = START + timedelta(seconds=100)
+    assert deadline_at(opened, policy) == deadline_at(opened, resting) == deadline_at(failed, policy) == at
+    assert deadline_at(failed, resting) is None
+    assert deadline_at(suspended, policy) is None
+    assert deadline_at(Ledger(), policy) is None
+    assert deadline_at(opened, spec_of().run_policy) is None
+
+
 def test_pods_of_an_earlier_run_of_the_same_name_are_waited_for():
     world = World(foreign=True)
     ledger = advance(Ledger(), world, spec_of().run_policy, accepted=True, now=START)
@@ -380,11 +420,12 @@ def test_a_job_is_read_as_failing_before_its_pods_have_ended():
         "metadata": {
             "name": "x-7",
             "labels": {"yuan2.dev/attempt": "7"},
-            "annotations": {"yuan2.dev/restarts": "2"},
+            "annotations": {"yuan2.dev/restarts": "2", "yuan2.dev/config": "x-7-abc"},
         },
         "status": {"conditions": [{"type": "FailureTarget", "status": "True", "message": "why"}]},
     }
     facts = read_job(job)
     assert (facts.attempt, facts.restarts, facts.failing, facts.failure) == (7, 2, True, "why")
+    assert facts.config == "x-7-abc"
     assert facts.finishing
     assert not facts.complete

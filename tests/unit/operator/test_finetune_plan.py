@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.support.attempts import spec_of
 from yuan2_core.contract import TrainJob
 from yuan2_operator.constants import KIND_FINETUNE, Reason
 from yuan2_operator.manifests.finetune import environment, finetune_manifests, training_job
-from yuan2_operator.plan.finetune import FineTunePlan, plan_finetune, references, summary, train_job
+from yuan2_operator.plan.finetune import (
+    FineTunePlan,
+    config_name,
+    plan_finetune,
+    references,
+    summary,
+    train_job,
+)
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.quantity import parse_quantity
 from yuan2_operator.plan.references import Missing, Reference, Rejection
+from yuan2_operator.reconcile.finetune import repairable
 
 OWNER = Owner(KIND_FINETUNE, "alpaca", "demo", "uid-1", 1)
 IMAGE = "registry.example/yuan2/train:1"
@@ -222,10 +232,29 @@ def test_a_dead_node_is_given_up_soon_unless_the_user_says_otherwise():
     assert everything == [{"operator": "Exists"}]
 
 
+def test_another_job_file_has_another_name_and_the_job_names_its_own():
+    plain, again, other = plan_of(), plan_of(), plan_of(spec_of(training={"learningRate": 0.5}))
+    assert config_name(plain) == config_name(again) != config_name(other)
+    assert re.fullmatch("alpaca-1-[0-9a-f]{8}", config_name(plain))
+    config, _, job = finetune_manifests(other)
+    assert (config["metadata"]["name"], config["immutable"]) == (config_name(other), True)
+    [volume] = [entry for entry in job["spec"]["template"]["spec"]["volumes"] if entry["name"] == "job"]
+    assert volume["configMap"] == {"name": config_name(other)}
+
+
+def test_only_the_job_file_that_a_job_names_is_made_again_for_it():
+    manifests = finetune_manifests(plan_of())
+    names = [manifest["kind"] for manifest in repairable(manifests, config_name(plan_of()))]
+    assert names == ["ConfigMap", "Service"]
+    assert [manifest["kind"] for manifest in repairable(manifests, "alpaca-1-00000000")] == ["Service"]
+    assert [manifest["kind"] for manifest in repairable(manifests, None)] == ["Service"]
+
+
 def test_the_job_never_retries_by_itself():
     spec = training_job(plan_of(attempt=2, restarts=1))
     assert spec["metadata"]["name"] == "alpaca-2"
-    assert spec["metadata"]["annotations"] == {"yuan2.dev/restarts": "1"}
+    config = config_name(plan_of(attempt=2, restarts=1))
+    assert spec["metadata"]["annotations"] == {"yuan2.dev/restarts": "1", "yuan2.dev/config": config}
     assert spec["spec"]["backoffLimit"] == 0
     assert {rule["action"] for rule in spec["spec"]["podFailurePolicy"]["rules"]} == {"FailJob"}
 

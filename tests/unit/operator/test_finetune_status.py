@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.attempts import START, accepted, spec_of
 from tests.support.finetunes import progress_of
@@ -13,7 +15,7 @@ from yuan2_core.contract import PEER_LOST
 from yuan2_operator.api.finetune import Attempt, FineTuneStatus
 from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
 from yuan2_operator.plan.owner import Owner
-from yuan2_operator.status.attempts import Ending, Ledger, World
+from yuan2_operator.status.attempts import Ending, Ledger, World, advance
 from yuan2_operator.status.conditions import Verdict, find_condition
 from yuan2_operator.status.events import attempt_events, condition_events, event_manifest
 from yuan2_operator.status.finetune import Finding, compose
@@ -70,6 +72,13 @@ def test_running_means_that_every_pod_runs():
     half = condition(status_of(seen=world("Running", "Pending")), "Running")
     assert (half.status, half.reason) == ("False", Reason.STARTING)
     assert "1 of 2 pods run" in half.message
+
+
+def test_the_pods_of_an_attempt_are_those_of_its_job_whatever_the_spec_says_by_now():
+    spec = spec_of(workers={"replicas": 3})
+    finding = Finding("uid", 3, OPEN, world("Running", "Running", pods=2), accepted())
+    found = condition(compose(spec, FineTuneStatus(), finding, START), "Running")
+    assert (found.status, found.message) == ("True", "attempt 1: 2 of 2 pods run")
 
 
 def test_a_pod_that_has_succeeded_already_does_not_end_the_training():
@@ -303,6 +312,41 @@ def test_the_end_of_the_wait_for_the_other_pods_is_met():
 def test_a_deadline_is_met():
     policy = SPEC.run_policy.model_copy(update={"active_deadline_seconds": 3})
     assert look(OPEN, world("Running", "Running"), policy=policy) == 3.0
+
+
+HOUR = timedelta(hours=1)
+OUTCOMES = st.sampled_from(["Failed", "Disrupted", "Stalled", "Suspended", None])
+
+
+@given(
+    outcome=OUTCOMES,
+    seconds=st.integers(1, 7200),
+    suspend=st.booleans(),
+    deadline=st.none() | st.integers(1, 7200),
+    accepted=st.booleans(),
+    trouble=st.booleans(),
+    seen=st.sampled_from([World(), World(foreign=True), world("Running", "Pending")]),
+)
+def test_a_run_to_which_nothing_happens_is_looked_at_seldom(
+    outcome, seconds, suspend, deadline, accepted, trouble, seen
+):
+    policy = SPEC.run_policy.model_copy(update={"suspend": suspend, "active_deadline_seconds": deadline})
+    begun = START - timedelta(seconds=seconds)
+    ended = None if outcome is None else min(begun + timedelta(seconds=30), START)
+    attempt = Attempt(number=1, outcome=outcome, start_time=begun, end_time=ended)
+    prior = Ledger(attempts=(attempt,), number=1, started=begun)
+    now, looks = START, 0
+    while now < START + HOUR:
+        ledger = advance(prior, seen, policy, accepted=False, now=now)
+        follows = advance(ledger, seen, policy, accepted=accepted and not trouble, now=now)
+        if follows.number > 1 or follows.ending is not None:
+            return
+        outlook = Outlook(follows, seen, accepted=accepted, trouble=trouble)
+        delay = next_look(policy, FineTuneStatus(), outlook, RHYTHM, now)
+        if delay is None:
+            return
+        now, looks = now + timedelta(seconds=delay), looks + 1
+    assert looks <= HOUR.total_seconds() / RHYTHM.poll
 
 
 def test_events_tell_what_matters_and_not_the_ordinary():

@@ -78,6 +78,19 @@ def test_one_of_them_and_itself():
     assert cache.one("jobs", KEY, "none") is None
 
 
+def test_an_answer_that_comes_after_the_watchs_word_brings_nothing_back(monkeypatch):
+    monkeypatch.setattr("yuan2_operator.cache.DEPARTED_KEPT", 2)
+    cache = Cache({"jobs": {}})
+    job = {"kind": "Job", "metadata": {"name": "x-1", "uid": "u1", "resourceVersion": "5"}}
+    cache.forget("jobs", KEY, "x-1", "u1")
+    cache.remember_deletion("jobs", KEY, job, "2026-01-01T00:00:00Z")
+    assert cache.of("jobs", KEY) == []
+    for uid in ("u2", "u3"):
+        cache.forget("jobs", KEY, "x-1", uid)
+    cache.remember("jobs", KEY, job)
+    assert len(cache.of("jobs", KEY)) == 1, "only the last ones are remembered"
+
+
 def test_only_what_decisions_need_is_kept():
     pod = {
         "kind": "Pod",

@@ -6,10 +6,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pydantic import ValidationError
 
 from tests.support.api_server import Api, api
-from tests.support.attempts import START
-from tests.support.finetunes import finetune_object
+from tests.support.attempts import START, spec_of
+from tests.support.finetunes import MINIMAL, finetune_object, merged
+from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.apply import Applier
 from yuan2_operator.cache import Cache
 from yuan2_operator.client import FINETUNES, YUAN_SERVICES, Client
@@ -20,6 +22,7 @@ from yuan2_operator.queue import Key
 from yuan2_operator.reconcile import Reconciler
 from yuan2_operator.reconcile.context import Context
 from yuan2_operator.reconcile.polling import Poller
+from yuan2_operator.reconcile.refusal import Reading, parse_spec
 
 __all__ = ["api"]
 
@@ -111,15 +114,101 @@ async def test_a_resource_that_is_being_deleted_is_left_to_the_garbage_collector
     assert server.asked == []
 
 
-async def test_a_status_that_somebody_broke_is_made_anew(api):
+BROKEN = [
+    ({"attempts": "many"}, "status.attempts: Input should be a valid list"),
+    (
+        {"attempts": [{"number": 1, "outcome": "Vanished"}], "attempt": 1},
+        "status.attempts.0.outcome: Input should be ",
+    ),
+    ({"conditions": "none"}, "status.conditions: Input should be a valid list"),
+]
+
+
+@pytest.mark.parametrize(("status", "words"), BROKEN)
+async def test_a_status_that_cannot_be_read_is_refused_and_nothing_begins(api, status, words):
     server, client = api
     resource = finetune_object("alpaca", "demo")
-    resource["status"] = {"attempts": "many"}
+    resource["status"] = status
     async with aiohttp.ClientSession() as http:
         passes = Passes(client, http, TUNE, resource)
         answer_status(server, FINETUNES.plural, resource, {})
-        assert await passes.reconcile(TUNE) == Settings().missing_seconds
+        assert await passes.reconcile(TUNE) is None
+        patch = server.asked[0][3]["status"]
+        resource["status"] = {**status, **patch}
+        resource["metadata"]["resourceVersion"] = "3"
+        before = len(server.asked)
+        if isinstance(status.get("conditions", []), list):
+            assert await passes.reconcile(TUNE) is None
+    assert len(server.asked) == before, "nothing new is not written again"
+    [accepted] = patch["conditions"]
+    assert (accepted["type"], accepted["status"]) == ("Accepted", "False")
+    assert accepted["reason"] == "StatusUnreadable"
+    assert accepted["message"].startswith(words)
+    assert accepted["message"].endswith(
+        "; nothing is begun or ended while the status cannot be read: install the operator that wrote it, or "
+        "restore it from a backup"
+    )
+    assert {entry[0] for entry in server.asked} == {"PATCH", "POST"}
+    assert "attempts" not in patch
+
+
+async def test_the_other_conditions_of_a_status_that_cannot_be_read_stay(api):
+    server, client = api
+    complete = {"type": "Complete", "status": "True", "reason": "Succeeded", "message": "", "novel": 1}
+    resource = finetune_object("alpaca", "demo")
+    resource["status"] = {"attempts": "many", "conditions": [complete]}
+    async with aiohttp.ClientSession() as http:
+        passes = Passes(client, http, TUNE, resource)
+        answer_status(server, FINETUNES.plural, resource, {})
+        await passes.reconcile(TUNE)
+    conditions = server.asked[0][3]["status"]["conditions"]
+    assert [entry["type"] for entry in conditions] == ["Accepted", "Complete"]
+    assert conditions[1] == complete
+
+
+def spec_with(**changes: Any) -> dict[str, Any]:
+    return merged(MINIMAL, changes)
+
+
+def test_sections_that_a_newer_crd_has_added_empty_are_left_out():
+    for raw in (spec_with(novel={}), spec_with(workers={"novel": {}}, runPolicy={"list": []})):
+        for runs in (False, True):
+            assert parse_spec(FineTuneSpec, raw, runs=runs) == Reading(spec_of())
+
+
+def test_what_somebody_has_filled_is_refused_except_while_an_attempt_runs():
+    raw = spec_with(workers={"novel": {"a": 1}})
+    with pytest.raises(ValidationError):
+        parse_spec(FineTuneSpec, raw, runs=False)
+    found = parse_spec(FineTuneSpec, raw, runs=True)
+    assert found.spec == spec_of()
+    assert found.unknown == (
+        "spec.workers.novel: Extra inputs are not permitted; correct the field, or install the CRDs of this "
+        "operator's version"
+    )
+
+
+def test_a_value_that_is_wrong_is_refused_whatever_runs():
+    for runs in (False, True):
+        with pytest.raises(ValidationError):
+            parse_spec(FineTuneSpec, spec_with(novel={}, model={"size": "3B"}), runs=runs)
+
+
+async def test_an_attempt_that_runs_is_looked_after_whatever_a_newer_crd_has_added(api):
+    server, client = api
+    resource = finetune_object("alpaca", "demo", novel={"filled": True})
+    resource["status"] = {"attempt": 1, "attempts": [{"number": 1, "startTime": "2026-01-01T00:00:00Z"}]}
+    async with aiohttp.ClientSession() as http:
+        passes = Passes(client, http, TUNE, resource)
+        answer_status(server, FINETUNES.plural, resource, {})
+        server.answer("POST", EVENTS, {}, 201)
+        await passes.reconcile(TUNE)
     patch = next(entry[3]["status"] for entry in server.asked if entry[0] == "PATCH")
-    assert (patch["phase"], patch["attempts"]) == ("Pending", [])
-    reasons = {entry["type"]: entry["reason"] for entry in patch["conditions"]}
-    assert reasons["Accepted"] == "ClaimNotFound"
+    [attempt] = patch["attempts"]
+    assert (attempt["outcome"], attempt["message"]) == (
+        "Disrupted",
+        "Job 1 of the run was deleted by somebody else",
+    )
+    reasons = {entry["type"]: (entry["status"], entry["reason"]) for entry in patch["conditions"]}
+    assert reasons["Accepted"] == ("False", "InvalidSpec"), "no attempt begins with what it does not know"
+    assert not [entry for entry in server.asked if entry[1].endswith("/jobs")]

@@ -8,18 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from yuan2_core.contract import Method, Training, TrainJob
+from yuan2_core.resuming import FREE_TRAINING
 from yuan2_trainer.data.prepare import Prepared
-
-_FREE = (
-    "microBatchSize",
-    "gradientAccumulationSteps",
-    "gradientCheckpointing",
-    "gradientCheckpointingEvery",
-    "packing",
-    "tf32",
-)
-"""Fields of `training` that may change between attempts: they decide how fast a step is, not what is
-learned from which sample."""
 
 _EVALUATION = "dataset.evalSource"
 _BASE = "model.files"
@@ -36,7 +26,7 @@ def run_identity(job: TrainJob, prepared: Prepared) -> dict[str, Any]:
         prepared: knows the fingerprints of the data and of the base model.
     """
     training = job.training.model_dump(mode="json", by_alias=True, exclude_none=True)
-    fields = {f"training.{name}": value for name, value in training.items() if name not in _FREE}
+    fields = {f"training.{name}": value for name, value in training.items() if name not in FREE_TRAINING}
     method = job.method.model_dump(mode="json", by_alias=True, exclude_none=True)
     if job.dataset.eval_fraction > 0:
         fields["dataset.evalFraction"] = job.dataset.eval_fraction
