@@ -78,8 +78,8 @@ format: $(VENV)/.ok ## Format the code
 lock: ## Resolve requirements/*.in into requirements/*.txt (versions and hashes)
 	scripts/lock.sh
 
-.PHONY: bench bench-data bench-docs bench-operator bench-path bench-prepare bench-train
-bench: bench-prepare bench-train bench-data bench-operator ## All numbers that need no node, one after the other (half an hour)
+.PHONY: bench bench-data bench-docs bench-operator bench-path bench-prepare bench-serve bench-train
+bench: bench-prepare bench-train bench-data bench-operator bench-serve ## All numbers that need no node (an hour)
 	@echo "bench: build/bench has them; 'make bench-path' measures the path on the node, 'make bench-docs' writes docs/benchmarks.md"
 
 bench-docs: $(VENV)/.ok ## Put the tables of build/bench into docs/benchmarks.md
@@ -96,6 +96,9 @@ bench-operator: $(VENV)/.ok ## Requests and memory of the operator, to build/ben
 
 bench-prepare: $(VENV)/.ok ## Preparation of data against FastChat's, to build/bench/prepare.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.prepare
+
+bench-serve: $(VENV)/.ok ## Our worker against FastChat's, to build/bench/serve.json
+	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.serve
 
 bench-train: $(VENV)/.ok ## The trainer against FastChat's, to build/bench/train.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.train

@@ -100,6 +100,12 @@ def options(description: str | None, small: bool = True) -> argparse.ArgumentPar
     return parser
 
 
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that so many percent are not above (nearest rank)."""
+    ranked = sorted(values)
+    return ranked[max(0, -(-len(ranked) * int(percent) // 100) - 1)]
+
+
 class Report:
     """Begins before the measurement, so that the machine's load is that of others."""
 

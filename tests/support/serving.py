@@ -32,7 +32,13 @@ BOOT_SECONDS = 300.0
 
 
 def tiny_model(
-    directory: Path, *, seed: int = 7, context: int = CONTEXT, endless: bool = False
+    directory: Path,
+    *,
+    seed: int = 7,
+    context: int = CONTEXT,
+    endless: bool = False,
+    hidden: int = 32,
+    layers: int = 2,
 ) -> Yuan2Tokenizer:
     """Write a random model with a tokenizer of its own in the published layout; a few hundred kilobytes.
 
@@ -45,10 +51,10 @@ def tiny_model(
     eod = tokenizer.eod_id
     config = Yuan2Config(
         vocab_size=448,
-        hidden_size=32,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(2, hidden // 64),
         max_position_embeddings=context,
         model_max_length=context,
         eod_token=eod,
@@ -60,7 +66,9 @@ def tiny_model(
     )
     model = random_model(config, seed)
     if endless:
-        model.get_output_embeddings().weight.data[eod] = 0
+        rows = model.get_output_embeddings().weight.data
+        # Rows beyond the tokenizer's have no text: FastChat's worker ends at one of them for ever.
+        rows[eod] = rows[tokenizer.vocab_size :] = 0
     save_model(model, config, directory)
     return tokenizer
 
@@ -124,6 +132,8 @@ class Stack:
 
     directory: Path
     programs: list[Program] = field(default_factory=list)
+    threads: int = 1
+    """Of torch, in each program."""
 
     def controller(self, port: int | None = None) -> Program:
         """FastChat's own controller."""
@@ -152,6 +162,16 @@ class Stack:
         port = free_port()
         arguments = ["-m", "fastchat.serve.openai_api_server", "--host", "127.0.0.1", "--port", str(port)]
         return self.run("fastchat-api", [*arguments, "--controller-address", controller.url], port)
+
+    def fastchat_worker(self, model: Path, controller: Program, limit: int) -> Program:
+        """FastChat's own model worker, which takes so many requests at once."""
+        port = free_port()
+        address = f"http://127.0.0.1:{port}"
+        arguments = ["-m", "fastchat.serve.model_worker", "--host", "127.0.0.1", "--port", str(port)]
+        arguments += ["--worker-address", address, "--controller-address", controller.url]
+        arguments += ["--model-path", str(model), "--model-names", "yuan2", "--conv-template", "yuan2"]
+        arguments += ["--device", "cpu", "--dtype", "float32", "--limit-worker-concurrency", str(limit)]
+        return self.run("fastchat-worker", arguments, port)
 
     def web_page(self, controller: Program) -> Program:
         """FastChat's own web page."""
@@ -200,7 +220,7 @@ class Stack:
             "FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "1",
             "FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": "5",
             "LOGDIR": str(self.directory),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(self.threads),
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import operating
+from tests.bench import operating, serve
 from tests.bench.operating import RUNS
 from tests.support.training import REPOSITORY
 
@@ -58,3 +58,9 @@ def test_the_operator_handles_finetunes_one_after_the_other(control_plane: Any, 
     rows = [asdict(row) for row in operating.measure(control_plane, tmp_path, RUNS[:1], 2, rest=0.1)]
     check(rows)
     assert all(row["value"] > 10 for row in rows if row["unit"] == "MB")
+
+
+def test_both_sides_of_a_service_answer(tmp_path: Path) -> None:
+    rows = [asdict(row) for row in serve.measure(tmp_path, serve.SMALL, threads=1)]
+    check(rows)
+    assert len(rows) == len(serve.SMALL.streams) + 2

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bench.machine import first_processor, instructions, processor_name, this_machine
 from tests.bench.pages import PAGE, spliced
-from tests.bench.report import Report, amount, at_least, at_most, compared, plain, table
+from tests.bench.report import Report, amount, at_least, at_most, compared, percentile, plain, table
 
 CPUINFO = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -127,5 +127,10 @@ def test_a_report_takes_its_place_in_the_page_and_no_other(tmp_path: Path) -> No
 
 def test_the_documentation_has_a_place_for_every_report(tmp_path: Path) -> None:
     report = json.loads(Report("speed", arguments(tmp_path)).write([plain("memory", 3.0, "MB")]).read_text())
-    for name in ("path", "operator", "prepare", "train", "data"):
+    for name in ("path", "operator", "prepare", "train", "serve", "data"):
         assert spliced(PAGE.read_text(encoding="utf-8"), name, report)
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 5), (90, 9), (99, 10), (100, 10)])
+def test_a_percentile_is_the_nearest_rank(percent, value):
+    assert percentile(range(10, 0, -1), percent) == value
