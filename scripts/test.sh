@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # What `make test` and CI run, in the order that fails soonest. Each stage says how long it took; all stages run,
-# so that one failure does not hide another, and the exit code is that of the first that failed.
+# so that one failure does not hide another, and the exit code is that of the first that failed. At the end stands
+# where the time went; build/test has it in files.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-failed=() status=0
+failed=() status=0 results=build/test
+rm -rf "$results" && mkdir -p "$results"
 stage() {
-  local name=$1 started=$SECONDS code=0
+  local name=$1 started=$SECONDS code=0 result=ok
   shift
   printf '\n== %s\n' "$name"
-  "$@" || code=$?
-  printf '== %s: %s in %d s\n' "$name" "$([ $code = 0 ] && echo ok || echo FAILED)" $((SECONDS - started))
+  PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} --junitxml=$results/$name.xml" "$@" || code=$?
+  [ $code = 0 ] || result=FAILED
+  printf '== %s: %s in %d s\n' "$name" $result $((SECONDS - started))
+  printf '%s\t%s\t%d\n' "$name" $result $((SECONDS - started)) >>"$results/stages.tsv"
   if [ $code != 0 ]; then failed+=("$name"); [ $status != 0 ] || status=$code; fi
 }
 stage venv make --no-print-directory venv
@@ -27,5 +31,6 @@ fi
 if command -v go >/dev/null || [ -x /usr/local/go/bin/go ]; then stage build make --no-print-directory build; fi
 stage integration make --no-print-directory integration
 stage e2e make --no-print-directory e2e
+printf '\n' && "${PYTHON:-python3}" scripts/durations.py "$results"
 if [ ${#failed[@]} = 0 ]; then echo "test: all stages passed in $SECONDS s"; else echo "test: FAILED: ${failed[*]}"; fi
 exit $status

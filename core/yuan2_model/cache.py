@@ -36,10 +36,18 @@ class Yuan2Cache:
     none.
     """
 
+    is_compileable = False
+    """transformers asks before it compiles `generate`'s steps."""
+
     def __init__(self, layers: int) -> None:
         self.layers = [LayerState() for _ in range(layers)]
         self.length = 0
         self.valid_BS: Tensor | None = None
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Of every layer, whether it has linear attention: none has (transformers asks)."""
+        return [False] * len(self.layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns held; every layer holds as many (transformers' name and parameter)."""

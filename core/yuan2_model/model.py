@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from yuan2_core.conversation import IGNORED
 from yuan2_model.cache import Yuan2Cache
@@ -19,20 +18,7 @@ from yuan2_model.config import Yuan2Config
 from yuan2_model.layers import DecoderLayer, LanguageModelHead, PairConvolution, RMSNorm, rotation
 from yuan2_model.layout import Layout, lay_out
 from yuan2_model.loss import LossSum, shifted_labels
-
-
-@dataclass
-class Yuan2Output(CausalLMOutputWithPast):
-    """transformers' output and the number of labelled positions, which turns a sum into a mean."""
-
-    labelled: int | None = None
-
-
-@dataclass
-class DecodedOutput(BaseModelOutputWithPast):
-    """transformers' output and, given labels, the label of what follows each of its positions."""
-
-    next_ids: Tensor | None = None
+from yuan2_model.outputs import CACHE_NAME, DecodedOutput, Yuan2Output
 
 
 class Yuan2PreTrainedModel(PreTrainedModel):
@@ -111,9 +97,9 @@ class Yuan2Model(Yuan2PreTrainedModel):
         x_BTH = self.norm(x_BTH)
         return DecodedOutput(
             last_hidden_state=x_BTH,
-            past_key_values=cache,
             hidden_states=(*inputs, x_BTH) if wanted else None,
             next_ids=next_BT,
+            **{CACHE_NAME: cache},
         )
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -158,7 +144,8 @@ class Yuan2Model(Yuan2PreTrainedModel):
 class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
     """Yuan 2.0 with its output layer, tied to the embedding in every published checkpoint."""
 
-    _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012 - transformers declares it so
+    # transformers 5 reads what is tied to what; transformers 4 reads the keys.
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: Yuan2Config) -> None:
         super().__init__(config)
@@ -231,9 +218,9 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         output = Yuan2Output(
             loss=None if loss is None else (loss.total if loss_reduction == "sum" else loss.mean()),
             logits=logits,
-            past_key_values=decoded.past_key_values,
             hidden_states=decoded.hidden_states,
             labelled=None if loss is None else loss.labelled,
+            **{CACHE_NAME: decoded.past_key_values},
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -264,12 +251,17 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         past_key_values: Yuan2Cache | None = None,
+        cache: Yuan2Cache | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **_bookkeeping: Any,
     ) -> dict[str, Any]:
-        """What `generate` passes to `forward` next: the tokens that the cache has not seen."""
+        """What `generate` passes to `forward` next: the tokens that the cache has not seen.
+
+        `cache` is what newer versions of transformers call `past_key_values`.
+        """
+        past_key_values = past_key_values if cache is None else cache
         seen = 0 if past_key_values is None else past_key_values.length
         # The mask counts every column, also those of a prompt that was given as embeddings.
         columns = (input_ids if attention_mask is None else attention_mask).shape[1]

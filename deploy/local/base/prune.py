@@ -1,8 +1,8 @@
 """Make the installed torch small for CPUs: without what a CPU process never opens, and without GPU code.
 
 torch from PyPI links against the CUDA libraries, so those must stay. These are opened by name at the first
-use of a GPU feature and never before: cuDNN's engines (behind the small libcudnn.so.9), cuSOLVER, the spare
-NVRTC, Triton.
+use of a GPU feature and never before: cuDNN's engines (behind the small libcudnn.so.9), torch's linear
+algebra on GPUs with cuSOLVER and the linker that it uses, NVSHMEM's transports, profilers, Triton.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from gpu_code import drop_section
 
 GPU_ONLY = (
     "nvidia/cudnn/lib/libcudnn_*.so.*",
-    "nvidia/cudnn/include",
-    "nvidia/cusolver/lib/libcusolver*.so.*",
-    "nvidia/cuda_nvrtc/lib/*.alt.so.*",
-    "nvidia/cuda_cupti/lib/libnvperf_*",
-    "nvidia/nvshmem/lib/*.a",
-    "nvidia/nvshmem/lib/*.bc",
+    "nvidia/nvshmem/lib/nvshmem_*.so.*",
+    "nvidia/*/lib/libcusolver*.so.*",
+    "nvidia/*/lib/libnvJitLink.so.*",
+    "nvidia/*/lib/libnvblas.so.*",
+    "nvidia/*/lib/libnvperf_*",
+    "nvidia/*/lib/*.alt.so.*",
+    "nvidia/*/lib/*.a",
+    "nvidia/*/lib/*.bc",
     "nvidia/*/include",
+    "nvidia/*/cccl",
+    "torch/lib/libtorch_cuda_linalg.so",
     "triton",
     "torch/test",
     "torch/lib/*.a",

@@ -227,12 +227,10 @@ def test_bad_embeddings_requests_name_their_parameter(service: Service, change: 
 
 
 def test_the_answer_ends_where_the_context_does(service: Service):
-    answer = ask(service, "Who are you?", max_tokens=None, temperature=1.0, seed=5, stop=None)
-    room = CONTEXT - answer.usage.prompt_tokens
-    if answer.choices[0].finish_reason == "length":
-        assert answer.usage.completion_tokens == room
-    else:
-        assert answer.usage.completion_tokens < room
+    """Some of the answers of a random model have no other end."""
+    answers = (ask(service, f"Who are you? {number}", max_tokens=None) for number in range(20))
+    answer = next(answer for answer in answers if answer.choices[0].finish_reason == "length")
+    assert answer.usage.total_tokens == CONTEXT
 
 
 def test_unknown_routes_and_bodies_get_openai_errors(service: Service):
@@ -246,23 +244,6 @@ def test_unknown_routes_and_bodies_get_openai_errors(service: Service):
 
 def queue_length(service: Service) -> int:
     return int(httpx.post(service.worker.url + "/worker_get_status").json()["queue_length"])
-
-
-def test_a_client_that_leaves_frees_the_worker(service: Service):
-    streams = [
-        ask(service, "Who are you?", max_tokens=None, stream=True, temperature=2, seed=seed, n=2)
-        for seed in range(3)
-    ]
-    for stream in streams:
-        next(iter(stream))
-        stream.close()
-    wait_for("an empty queue", lambda: queue_length(service) == 0, 5, every=0.02)
-
-    with pytest.raises(openai.APITimeoutError):
-        service.client(timeout=0.05).chat.completions.create(
-            model="yuan2", messages=[{"role": "user", "content": "Who are you?"}], n=8, temperature=2
-        )
-    wait_for("an empty queue", lambda: queue_length(service) == 0, 5, every=0.02)
 
 
 def test_a_full_queue_is_a_rate_limit(service: Service):

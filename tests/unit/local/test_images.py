@@ -154,12 +154,26 @@ def test_a_base_that_has_everything_gets_nothing(fit: ModuleType) -> None:
     assert fit.fit([LOCK, OLDER], {"torch": "2.9.1", "numpy": "2.4.6", "transformers": "4.57.6"}) == ""
 
 
+PYTHONS = ("3.10.6", "3.11.2", "3.12.3", "3.13.0", "3.14.0")
+
+
 def test_every_pin_of_the_real_locks_is_read_with_a_hash(fit: ModuleType) -> None:
-    for lock in ("train", "serve", "operator", "compat"):
+    for lock in ("dev", "train", "serve", "operator", "compat"):
         text = (REPOSITORY / "requirements" / f"{lock}.txt").read_text()
-        pins = fit.pins(text)
-        assert len(pins) == sum(line[:1].isalnum() and "==" in line for line in text.splitlines())
-        assert all("--hash=sha256:" in requirement for _, requirement in pins.values())
+        read = [requirement for python in PYTHONS for _, requirement in fit.pins(text, python).values()]
+        assert len(set(read)) == sum(line[:1].isalnum() and "==" in line for line in text.splitlines())
+        assert all("--hash=sha256:" in requirement for requirement in read)
+
+
+def test_a_pin_for_another_python_is_left_out(fit: ModuleType) -> None:
+    lock = """\
+numpy==2.2.6 ; python_full_version < '3.11' \\
+    --hash=sha256:aa
+numpy==2.4.6 ; python_full_version >= '3.11' \\
+    --hash=sha256:bb
+"""
+    assert [fit.pins(lock, python)["numpy"][0] for python in PYTHONS[:2]] == ["2.2.6", "2.4.6"]
+    assert "--hash=sha256:bb" not in fit.pins(lock, "3.10.6")["numpy"][1]
 
 
 def test_the_archive_of_one_program_holds_blobs_under_their_digests(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from yuan2_model import Yuan2Cache, Yuan2ForCausalLM
+from yuan2_model.outputs import CACHE_NAME
 
 NEW = 12
 
@@ -40,6 +41,27 @@ def test_greedy_generation_is_the_argmax_loop(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, use_cache=use_cache
         )
         assert found.tolist() == argmax_loop(model, ids).tolist()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_reads_every_token_once(
+    model: Yuan2ForCausalLM, sequences: list[Tensor], beams: int
+) -> None:
+    read: list[int] = []
+    handle = model.model.register_forward_pre_hook(
+        lambda _module, _args, inputs: read.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    ids = sequences[0][None]
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=4,
+        min_new_tokens=4,
+        num_beams=beams,
+        do_sample=False,
+    )
+    handle.remove()
+    assert read == [ids.shape[1], 1, 1, 1]
 
 
 def test_left_padded_batch_generates_what_single_prompts_do(
@@ -84,7 +106,11 @@ def test_generation_goes_on_from_a_cache(model: Yuan2ForCausalLM, sequences: lis
         cache = model(input_ids=ids[:, :-2], use_cache=True).past_key_values
     assert isinstance(cache, Yuan2Cache)
     found = model.generate(
-        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=NEW, do_sample=False
+        ids,
+        attention_mask=torch.ones_like(ids),
+        **{CACHE_NAME: cache},
+        max_new_tokens=NEW,
+        do_sample=False,
     )
     assert found.tolist() == argmax_loop(model, ids).tolist()
 

@@ -1,7 +1,7 @@
 """FastChat's flags: their types, their defaults, and what each one means here.
 
 They are those of FastChat 0.2.36's `train_yuan2.py` and `train_lora.py`: two small sets of their own, and all
-of `transformers.TrainingArguments` (4.31 to 4.57).
+of `transformers.TrainingArguments` (4.31 to 5.24).
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def _mapped() -> Iterator[Flag]:
     yield Flag("bf16", "bool", False)
     yield Flag("tf32", "bool", False)
     yield Flag("gradient_checkpointing", "bool", False)
+    yield Flag("activation_checkpointing", "bool", False)
     yield Flag("seed", "int", 42)
     yield Flag("evaluation_strategy", "text")
     yield Flag("eval_strategy", "text")
@@ -107,6 +108,8 @@ def _restricted() -> Iterator[Flag]:
         yield Flag(name, "number", 0, only=(0,), refusal=why)
     why = "parameters are cut by DeepSpeed; give --deepspeed a file with ZeRO-3 instead"
     yield Flag("fsdp", "text", "", only=("",), refusal=why)
+    why = "samples are taken in random order; leave the flag out"
+    yield Flag("train_sampling_strategy", "text", "random", only=("random",), refusal=why)
     why = "use --per_device_train_batch_size"
     yield Flag("per_gpu_train_batch_size", "int", None, only=(None,), refusal=why)
     why = (
@@ -121,7 +124,8 @@ _WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "every sample is prepared before training and read through memory maps": (
         "lazy_preprocess:bool dataloader_num_workers:int dataloader_prefetch_factor:int "
         "dataloader_pin_memory:bool=True dataloader_persistent_workers:bool remove_unused_columns:bool=True "
-        "dispatch_batches:text split_batches:text accelerator_config:text"
+        "dispatch_batches:text split_batches:text accelerator_config:text "
+        "dataloader_multiprocessing_context:text dataloader_in_order:bool=True"
     ),
     "rows are packed, and what is padded is padded on the right": (
         "padding_side:text group_by_length:bool length_column_name:text"
@@ -142,8 +146,9 @@ _WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "every step is logged": (
         "logging_first_step:bool logging_strategy:text logging_nan_inf_filter:bool=True logging_dir:text "
         "log_level:text log_level_replica:text log_on_each_node:bool=True disable_tqdm:bool run_name:text "
-        "project:text trackio_space_id:text include_tokens_per_second:bool "
-        "include_num_input_tokens_seen:text skip_memory_metrics:bool=True debug:text"
+        "project:text trackio_space_id:text trackio_bucket_id:text trackio_static_space_id:text "
+        "include_tokens_per_second:bool include_num_input_tokens_seen:text "
+        "skip_memory_metrics:bool=True debug:text"
     ),
     "evaluation computes the loss over all held-out tokens": (
         "per_device_eval_batch_size:int per_gpu_eval_batch_size:int eval_accumulation_steps:int "
@@ -156,6 +161,8 @@ _WITHOUT_EFFECT: Final[Mapping[str, str]] = {
         "load_best_model_at_end:bool metric_for_best_model:text greater_is_better:bool"
     ),
     "training is what this program does": "do_train:bool do_eval:bool do_predict:bool",
+    "a run that is asked to end (SIGTERM) always writes a checkpoint first": "enable_jit_checkpoint:bool",
+    "training keeps no keys and values": "use_cache:bool",
     "a run goes on from the newest complete checkpoint in --output_dir, and never from another run's": (
         "resume_from_checkpoint:text overwrite_output_dir:bool ignore_data_skip:bool "
         "restore_callback_states_from_checkpoint:bool"
@@ -165,12 +172,14 @@ _WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     ),
     "processes are torchrun's, and DeepSpeed exchanges gradients between them": (
         "ddp_find_unused_parameters:bool ddp_bucket_cap_mb:int ddp_broadcast_buffers:bool ddp_backend:text "
-        "ddp_timeout:int tpu_num_cores:int tpu_metrics_debug:bool use_mps_device:bool ray_scope:text "
-        "mp_parameters:text parallelism_config:text fsdp_config:text fsdp_min_num_params:int "
+        "ddp_static_graph:bool ddp_timeout:int tpu_num_cores:int tpu_metrics_debug:bool use_mps_device:bool "
+        "ray_scope:text mp_parameters:text parallelism_config:text fsdp_config:text fsdp_min_num_params:int "
         "fsdp_transformer_layer_cls_to_wrap:text sharded_ddp:text xpu_backend:text"
     ),
     "the batch is as it is given": "auto_find_batch_size:bool torch_empty_cache_steps:int",
-    "the ZeRO stage decides how layers are computed again": "gradient_checkpointing_kwargs:text",
+    "the ZeRO stage decides how layers are computed again": (
+        "gradient_checkpointing_kwargs:text activation_checkpointing_kwargs:text"
+    ),
     "fp16 is not used": "fp16_opt_level:text half_precision_backend:text fp16_backend:text",
 }
 """Reason to flags, each `name:kind` and, where the default is true, `=True`."""

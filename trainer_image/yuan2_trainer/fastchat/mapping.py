@@ -59,7 +59,6 @@ _SAME_NAME: Final = (
     "learning_rate",
     "weight_decay",
     "max_grad_norm",
-    "gradient_checkpointing",
     "tf32",
     "seed",
 )
@@ -142,6 +141,7 @@ def _training(flags: Mapping[str, Any], notes: list[str]) -> Training:
     limited = flags["max_steps"] > 0
     fields = {
         **{name: flags[name] for name in _SAME_NAME},
+        "gradient_checkpointing": flags["gradient_checkpointing"] or flags["activation_checkpointing"],
         **warmup,
         "loss": loss_mode(flags),
         "epochs": None if limited else flags["num_train_epochs"],
