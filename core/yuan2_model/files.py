@@ -1,4 +1,4 @@
-"""Which files make a model directory and what their headers say. No torch, but for `.bin` files."""
+"""Which files make a model directory and what their headers say. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from yuan2_model.bins import read_bin_header
 from yuan2_model.dimensions import HEAD, IGNORED_SUFFIX, Dimensions, Shape, read_dimensions, tensor_shapes
 from yuan2_model.errors import ModelFilesError
 
@@ -136,8 +137,6 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 def _read_header(path: Path) -> dict[str, TensorFact]:
     if path.suffix == ".safetensors":
         return read_safetensors_header(path)
-    from yuan2_model.bins import read_bin_header
-
     header = read_bin_header(path)
     return {name: TensorFact(path.name, shape, dtype) for name, (shape, dtype) in header.items()}
 

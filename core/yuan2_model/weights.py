@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from yuan2_model.bins import read_bin
 from yuan2_model.config import Yuan2Config
 from yuan2_model.dimensions import EMBEDDING, HEAD
 from yuan2_model.errors import ModelFilesError
@@ -116,8 +117,6 @@ def random_model(config: Yuan2Config, seed: int, dtype: torch.dtype = torch.floa
 
 def _read_shard(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
     if path.suffix != ".safetensors":
-        from yuan2_model.bins import read_bin
-
         tensors = read_bin(path)
         yield from ((name, tensors[name]) for name in names)
         return

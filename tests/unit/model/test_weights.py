@@ -42,20 +42,20 @@ def state(model: Yuan2ForCausalLM) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def write_bins(model: Yuan2ForCausalLM, directory: Path, shards: int, legacy: bool = False) -> None:
+def write_bins(model: Yuan2ForCausalLM, directory: Path, shards: int) -> None:
     """The layout of older tools: pickled tensors, with their buffers, sharded with an index."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(model.config.to_json_string())
     tensors = state(model) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     names = list(tensors)
     if shards == 1:
-        torch.save(tensors, directory / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+        torch.save(tensors, directory / "pytorch_model.bin")
         return
     weight_map = {}
     for number in range(shards):
         file = f"pytorch_model-{number + 1:05}-of-{shards:05}.bin"
         part = {name: tensors[name] for name in names[number::shards]}
-        torch.save(part, directory / file, _use_new_zipfile_serialization=not legacy)
+        torch.save(part, directory / file)
         weight_map.update(dict.fromkeys(part, file))
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
@@ -72,7 +72,6 @@ LAYOUTS: dict[str, Callable[[Yuan2ForCausalLM, Path], None]] = {
     "safetensors": write_safetensors,
     "sharded safetensors": write_sharded,
     "bin": lambda model, directory: write_bins(model, directory, 1),
-    "legacy bin": lambda model, directory: write_bins(model, directory, 1, legacy=True),
     "sharded bin": lambda model, directory: write_bins(model, directory, 3),
 }
 
@@ -344,10 +343,9 @@ class TestDamage:
         assert message(single).startswith(f"{file}: ")
         assert "truncated" in message(single)
 
-    @pytest.mark.parametrize("legacy", [True, False])
     @pytest.mark.parametrize("keep", [0, 50, -30])
-    def test_truncated_bin(self, model: Yuan2ForCausalLM, tmp_path: Path, keep: int, legacy: bool) -> None:
-        write_bins(model, tmp_path, 1, legacy=legacy)
+    def test_truncated_bin(self, model: Yuan2ForCausalLM, tmp_path: Path, keep: int) -> None:
+        write_bins(model, tmp_path, 1)
         file = tmp_path / "pytorch_model.bin"
         file.write_bytes(file.read_bytes()[:keep])
         with pytest.raises(ModelFilesError) as caught:
