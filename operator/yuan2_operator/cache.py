@@ -65,7 +65,8 @@ class Cache:
         }
         written = self._written.get((plural, key), {})
         for name, obj in list(written.items()):
-            if name in found and _version(found[name]) >= _version(obj):
+            caught_up = name in found and _version(found[name]) >= _version(obj)
+            if caught_up or obj["metadata"].get("uid") in self._gone:
                 self._drop(plural, key, name)
             else:
                 found[name] = obj

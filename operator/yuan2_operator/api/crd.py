@@ -137,7 +137,7 @@ def _translated(node: Schema) -> Schema:
         result["anyOf"] = node["anyOf"]
     if "const" in node:
         result["enum"] = [node["const"]]
-    if node.get("default") is not None:
+    if node.get("default") is not None and not node.get("decidedBySize"):
         result["default"] = node["default"]
     for bound in ("Minimum", "Maximum"):
         if f"exclusive{bound}" in node:

@@ -14,6 +14,7 @@ from yuan2_core.contract import (
     Fraction,
     Method,
     ModelSize,
+    NaturalInt,
     PositiveInt,
     Training,
 )
@@ -107,13 +108,14 @@ class Workers(Spec):
     processes_per_worker: Annotated[PositiveInt, Field(le=64)] | None = None
     """Processes of each pod on CPU, instead of `gpusPerWorker`."""
     image: ImageReference | None = None
-    """Trainer image; absent, the one of the operator's settings."""
+    """Trainer image; absent, that of the attempt before, at first the one of the operator's settings."""
     image_pull_policy: ImagePullPolicy | None = None
     """When the image is pulled; absent, Kubernetes decides by its tag."""
     image_pull_secrets: PullSecrets = Field(default_factory=list)
     """Secrets of the registry."""
     resources: Resources = Field(default_factory=ResourceRequirements)
-    """CPU, memory and other resources of each pod, beside its GPUs."""
+    """CPU, memory and other resources of each pod, beside its GPUs. Of a pod that is given neither CPU nor
+    memory, a CPU and 4Gi for each GPU are requested, or 250m and 512Mi for each process on CPU."""
     node_selector: NodeLabels = Field(default_factory=dict)
     """Labels that the nodes must have."""
     tolerations: Tolerations = Field(default_factory=list)
@@ -122,6 +124,9 @@ class Workers(Spec):
     """Where the scheduler puts the pods."""
     priority_class_name: DnsName | None = None
     """PriorityClass of the pods."""
+    termination_grace_period_seconds: Annotated[PositiveInt, Field(le=86_400)] | None = None
+    """Seconds between SIGTERM and SIGKILL, to write a checkpoint in; absent, 180 for 2B, 600 for 51B, 900 for
+    102B, 300 for custom."""
     shared_memory: Quantity = "64Gi"
     """Size limit of /dev/shm, which NCCL and data loaders use; what is used counts as the pod's memory."""
     env: Annotated[Environment, Field(json_schema_extra=NO_RESERVED_ENV)] = Field(default_factory=list)
@@ -158,7 +163,7 @@ class RunPolicy(Spec):
 
     suspend: bool = False
     """Stop the pods after a checkpoint; false again, the run goes on from it."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
+    max_restarts: NaturalInt = 3
     """Failures after which the run is given up; preempted, drained and lost pods do not count."""
     stall_timeout_seconds: Seconds | None = None
     """Seconds of training without an optimizer step, by rank 0's own word, after which all ranks are
@@ -217,6 +222,8 @@ class Attempt(Status):
     """Whether it counts against `maxRestarts`."""
     start_time: Timestamp | None = None
     """When its Job was created."""
+    image: str | None = None
+    """Trainer image of its pods; the next attempt has the same one unless the spec names another."""
     running_time: Timestamp | None = None
     """When all of its pods were first seen to run; absent if they never did together."""
     end_time: Timestamp | None = None

@@ -165,6 +165,8 @@ def _pod_spec(plan: FineTunePlan) -> Manifest:
 def _container(plan: FineTunePlan) -> Manifest:
     workers = plan.spec.workers
     asked = resources(workers.resources, workers.gpus_per_worker or 0)
+    if plan.requests:
+        asked = {**asked, "requests": {**asked.get("requests", {}), **plan.requests}}
     return {
         "name": TRAINER_CONTAINER,
         **image_fields(plan.image, workers.image_pull_policy),

@@ -6,14 +6,14 @@ looks in Kubernetes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Literal
 
 from yuan2_core.conflicts import job_conflicts, method_name
-from yuan2_core.contract import DatasetLocation, Launch, ModelLocation, TrainJob
+from yuan2_core.contract import Checkpoint, DatasetLocation, Launch, ModelLocation, TrainJob
 from yuan2_core.presets import zero_stage
 from yuan2_operator.api.common import ClaimPath
 from yuan2_operator.api.finetune import DatasetSource, FineTuneSpec
@@ -22,9 +22,11 @@ from yuan2_operator.plan.owner import Owner, digest
 from yuan2_operator.plan.quantity import parse_quantity
 from yuan2_operator.plan.references import Missing, Reference, Rejection, reject_missing
 
-GRACE_SECONDS = {"custom": 120, "2B": 180, "51B": 600, "102B": 900}
+GRACE_SECONDS = {"custom": 300, "2B": 180, "51B": 600, "102B": 900}
 """Time that a pod has between SIGTERM and SIGKILL to finish a step and write a checkpoint, by model size."""
 
+KEPT_OF_FULL = {"51B": 3, "102B": 2}
+"""Checkpoints that are kept of a run over all parameters: 12 bytes of each parameter."""
 RENDEZVOUS_MARGIN_SECONDS = 600
 
 
@@ -40,6 +42,9 @@ class FineTunePlan:
     image: str
     job: TrainJob
     grace_seconds: int
+    requests: Mapping[str, str]
+    """What a pod asks of its node beside GPUs when the user gave nothing: the kubelet evicts pods without
+    requests first, which is no failure and so would repeat without end."""
     threads: int | None
     """OMP_NUM_THREADS of a process, as far as the CPUs asked for decide it."""
 
@@ -98,8 +103,30 @@ def plan_finetune(
         restarts=restarts,
         image=image,
         job=job,
-        grace_seconds=GRACE_SECONDS[spec.model.size],
+        grace_seconds=spec.workers.termination_grace_period_seconds or GRACE_SECONDS[spec.model.size],
+        requests=requests(spec),
         threads=_threads(spec),
+    )
+
+
+def requests(spec: FineTuneSpec) -> dict[str, str]:
+    """CPU and memory for a pod that was given neither; empty for others."""
+    given = {*spec.workers.resources.requests, *spec.workers.resources.limits}
+    if given & {"cpu", "memory"}:
+        return {}
+    count, on_gpus = processes(spec), spec.workers.gpus_per_worker is not None
+    return {
+        "cpu": str(count) if on_gpus else f"{250 * count}m",
+        "memory": f"{4096 * count}Mi" if on_gpus else f"{512 * count}Mi",
+    }
+
+
+def checkpoint(spec: FineTuneSpec) -> Checkpoint:
+    """The section with the number of checkpoints to keep, which the size decides where the user did not."""
+    if "keep" in spec.checkpoint.model_fields_set or spec.method.full is None:
+        return spec.checkpoint
+    return spec.checkpoint.model_copy(
+        update={"keep": KEPT_OF_FULL.get(spec.model.size, spec.checkpoint.keep)}
     )
 
 
@@ -123,7 +150,7 @@ def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
         training=spec.training,
         stage=stage(spec),
         deepspeed=spec.deepspeed,
-        checkpoint=spec.checkpoint,
+        checkpoint=checkpoint(spec),
         evaluation=spec.evaluation,
         output=_path_of(spec.output.persistent_volume_claim),
         merge_adapter=spec.output.merge_adapter,

@@ -16,6 +16,7 @@ from yuan2_operator.manifests.finetune import finetune_manifests
 from yuan2_operator.plan.capacity import demand
 from yuan2_operator.plan.estimate import PreparedData, acceptance, estimate_of, status_estimate
 from yuan2_operator.plan.finetune import FineTunePlan, config_name, job_name, plan_finetune, references
+from yuan2_operator.plan.output import reject_taken
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.queue import Key
@@ -41,6 +42,8 @@ class Subject:
 
     owner: Owner
     spec: FineTuneSpec
+    created: str
+    """When it was made, as the API has it: the older of two runs goes first."""
     unknown: str | None
     """What the spec has that this operator does not know: no attempt begins with it."""
     prior: FineTuneStatus
@@ -92,7 +95,16 @@ class FineTuneReconciler:
             return None
         now = self._context.clock()
         return await self._pass(
-            key, Subject(owner, reading.spec, reading.unknown, prior, prior.to_api(), now)
+            key,
+            Subject(
+                owner,
+                reading.spec,
+                body["metadata"].get("creationTimestamp", ""),
+                reading.unknown,
+                prior,
+                prior.to_api(),
+                now,
+            ),
         )
 
     async def _pass(self, key: Key, subject: Subject) -> float | None:
@@ -166,6 +178,9 @@ class FineTuneReconciler:
         if subject.unknown is not None:
             refusal = Verdict(CONDITION_ACCEPTED, "False", Reason.INVALID_SPEC, subject.unknown)
             return Decision(ledger, refusal)
+        taken = self._taken(subject, ledger)
+        if taken is not None:
+            return Decision(ledger, Verdict(CONDITION_ACCEPTED, "False", taken.reason, taken.message))
         missing = await self._context.observer.missing(subject.owner.namespace, references(subject.spec))
         plan = plan_finetune(
             subject.owner,
@@ -173,14 +188,29 @@ class FineTuneReconciler:
             attempt=ledger.number + 1,
             restarts=ledger.restarts,
             missing=missing,
-            default_image=self._context.settings.train_image,
+            default_image=ledger.image or self._context.settings.train_image,
         )
         if isinstance(plan, Rejection):
             return Decision(ledger, Verdict(CONDITION_ACCEPTED, "False", plan.reason, plan.message))
         begun = advance(ledger, world, policy, accepted=True, now=now)
         begins = plan if begun.open is not None else None
+        if begins is not None:
+            begun = begun.note(image=plan.image)
         config = config_name(plan) if begins is not None else None
         return Decision(begun, *_accepted(subject), begins, fallback=ledger, config=config)
+
+    def _taken(self, subject: Subject, ledger: Ledger) -> Rejection | None:
+        """The refusal of an output that another run of the namespace writes."""
+        cache, mine = self._context.cache, subject.owner
+        others = [
+            body
+            for key in cache.keys(FINETUNES.plural)
+            if key.namespace == mine.namespace and key.name != mine.name
+            if (body := cache.itself(FINETUNES.plural, key)) is not None
+        ]
+        return reject_taken(
+            subject.spec, mine.name, begun=ledger.number > 0, since=subject.created, others=others
+        )
 
     def _plan_open(self, subject: Subject, ledger: Ledger) -> FineTunePlan | None:
         """The plan of an attempt that has begun: its other objects are kept in repair."""
@@ -192,7 +222,7 @@ class FineTuneReconciler:
             attempt=ledger.number,
             restarts=ledger.restarts,
             missing=(),
-            default_image=self._context.settings.train_image,
+            default_image=ledger.image or self._context.settings.train_image,
         )
         return plan if isinstance(plan, FineTunePlan) else None
 

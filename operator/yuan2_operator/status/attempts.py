@@ -64,6 +64,11 @@ class Ledger:
         """The newest attempt that has ended."""
         return next((attempt for attempt in reversed(self.attempts) if attempt.outcome is not None), None)
 
+    @property
+    def image(self) -> str | None:
+        """Trainer image of the newest attempt whose image is known."""
+        return next((attempt.image for attempt in reversed(self.attempts) if attempt.image), None)
+
     def begin(self, number: int, now: datetime) -> Ledger:
         """With attempt `number` under way."""
         attempts = (*self.attempts, Attempt(number=number, start_time=now))[-ATTEMPTS_KEPT:]
@@ -192,12 +197,20 @@ def _watch(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Le
         verdict = _intervene(ledger, world, policy, now)
     if verdict is not None:
         return _close(ledger, verdict, policy, now)
-    if attempt.running_time is None and view.together:
-        ledger = ledger.note(running_time=now)
+    ledger = _noted(ledger, view, now)
     cause = disturbed(view)
     if cause is None or attempt.reason:
         return ledger
     return ledger.note(reason=cause.reason, message=cause.message, end_time=cause.at)
+
+
+def _noted(ledger: Ledger, view: AttemptView, now: datetime) -> Ledger:
+    """With what is first seen of an attempt that goes on."""
+    attempt = ledger.attempts[-1]
+    if attempt.running_time is None and view.together:
+        ledger = ledger.note(running_time=now)
+    image = next((pod.image for pod in view.pods if pod.image is not None), None)
+    return ledger.note(image=image) if attempt.image is None and image is not None else ledger
 
 
 def _intervene(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Judgement | None:

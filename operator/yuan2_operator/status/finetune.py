@@ -9,13 +9,15 @@ from typing import Any
 
 from yuan2_core.conflicts import adapter_of, method_name
 from yuan2_core.contract import Progress
-from yuan2_operator.api.common import ModelPlace, ModelReference
+from yuan2_operator.api.common import ConditionStatus, ModelPlace, ModelReference
 from yuan2_operator.api.finetune import FineTunePhase, FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.constants import (
     ADAPTER_DIRECTORY,
     CONDITION_COMPLETE,
     CONDITION_FAILED,
+    CONDITION_FINISHED,
     CONDITION_RUNNING,
+    CONDITION_STALLED,
     CONDITION_SUSPENDED,
     EXPORT_DIRECTORY,
     Reason,
@@ -237,7 +239,7 @@ def _suspended(spec: FineTuneSpec, status: FineTuneStatus, finding: Finding, now
 
 def _endings(spec: FineTuneSpec, ending: Ending | None) -> Iterator[Verdict]:
     if ending is None:
-        for kind in (CONDITION_COMPLETE, CONDITION_FAILED):
+        for kind in (CONDITION_COMPLETE, CONDITION_FAILED, CONDITION_FINISHED, CONDITION_STALLED):
             yield Verdict(kind, "False", Reason.NOT_FINISHED, "the run has not ended")
         return
     reached, other = (
@@ -246,6 +248,13 @@ def _endings(spec: FineTuneSpec, ending: Ending | None) -> Iterator[Verdict]:
     text = _left_behind(spec) if ending.complete else ending.message
     yield Verdict(reached, "True", ending.reason, text)
     yield Verdict(other, "False", Reason.FINISHED, "the run has ended otherwise")
+    yield Verdict(CONDITION_FINISHED, "True", ending.reason, f"the run is {_phase_of(ending)}")
+    stalled: ConditionStatus = "False" if ending.complete else "True"
+    yield Verdict(CONDITION_STALLED, stalled, ending.reason, f"the run is {_phase_of(ending)}")
+
+
+def _phase_of(ending: Ending) -> str:
+    return "complete" if ending.complete else "failed"
 
 
 def _phase(verdicts: list[Verdict]) -> FineTunePhase:

@@ -35,6 +35,13 @@ IMAGE_REASONS = frozenset(
 )
 CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 SIGNALS = {130: "SIGINT", 134: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+KILLERS = {
+    134: "a library gave up, such as NCCL or CUDA after an error",
+    135: "a mapped file could not be read: a full /dev/shm or a volume that is gone",
+    137: "its node ran out of memory, or somebody killed its main process or deleted it without grace",
+    139: "a library crashed in native code",
+}
+"""Who ends a container by a signal that it does not outlive to say so."""
 DISRUPTIONS = {
     "PreemptionByScheduler": "was preempted by a pod of higher priority",
     "DeletionByTaintManager": "was evicted: its node is tainted or does not answer",
@@ -66,6 +73,8 @@ class PodFacts:
     """Attempt it belongs to; 0 for pods that have none."""
     phase: str
     node: str | None = None
+    image: str | None = None
+    """Of its main container, as it was asked for."""
     ip: str | None = None
     running: bool = False
     """Its main container runs."""
@@ -120,6 +129,9 @@ def read_pod(pod: Pod, container: str | None = TRAINER_CONTAINER) -> PodFacts:
         attempt=int(labels.get(LABEL_ATTEMPT, 0)),
         phase=status.get("phase", "Pending"),
         node=spec.get("nodeName"),
+        image=next(
+            (c.get("image") for c in spec.get("containers", ()) if container in (None, c["name"])), None
+        ),
         ip=status.get("podIP"),
         running=bool(running),
         ready=condition(status, "Ready").get("status") == "True",
@@ -344,6 +356,10 @@ def _ended(name: str, pod: Pod, entry: Mapping[str, Any], ended: Mapping[str, An
         return Problem(termination.reason, text)
     if code == EXIT_PREEMPTED:
         return Problem(Reason.PREEMPTED, f"pod {name} was asked to stop (SIGTERM) and left a checkpoint")
+    if code in KILLERS:
+        # What the runtime offers instead of the container's own word is the end of its log.
+        text = f"pod {name} was ended by {SIGNALS[code]}: {KILLERS[code]}; read `kubectl logs {name}`"
+        return Problem(Reason.CRASHED, text)
     signal = f" ({SIGNALS[code]})" if code in SIGNALS else ""
     cause = shorten(ended.get("message") or "") or f"read `kubectl logs {name}`"
     return Problem(Reason.CRASHED, f"pod {name} ended with exit code {code}{signal}: {cause}")

@@ -91,6 +91,24 @@ def test_an_override_that_a_field_decides_is_named_before_a_pod_starts(run):
     run.wait_condition("Accepted", "True")
 
 
+def test_a_second_run_into_the_same_output_waits_for_the_first(run):
+    run.claims("data")
+    run.create()
+    run.run()
+    second = Bench(run.cluster, run.operator, run.node, run.namespace, name="second")
+    second.create()
+    refused = second.wait_condition("Accepted", "False", "OutputInUse")
+    assert refused["message"].startswith(
+        "output: Yuan2FineTune alpaca writes directory tuned of claim models;"
+    )
+    for pod in run.pods():
+        run.node.end(pod, 0, run.termination("Complete", "done", step=100))
+    run.wait_condition("Finished", "True", "Succeeded")
+    second.wait_condition("Accepted", "True")
+    assert set(run.jobs()) == {"alpaca-1", "second-1"}
+    run.cluster.client.delete(f"{run.root}/second")
+
+
 def refuses_jobs(run: Bench) -> bool:
     """Whether a Job would not be made."""
     container = {"name": "c", "image": "i"}

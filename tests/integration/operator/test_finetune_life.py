@@ -177,6 +177,9 @@ def test_too_many_crashes_fail_the_run_with_a_sentence(run):
     for part in ("all 1 restarts", "ValueError: boom", "alpaca-2-0", "the checkpoint of step 30"):
         assert part in failed["message"]
     assert run.status["restarts"] == 1
+    run.cluster.kubectl(
+        "wait", "--for=condition=Finished", "y2ft/alpaca", "-n", run.namespace, "--timeout=5s"
+    )
 
 
 def test_an_eviction_is_not_counted(run):

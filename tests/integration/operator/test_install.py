@@ -46,6 +46,7 @@ DENIED = [
     ("create", "pods"),
     ("create", "pods/exec"),
     ("get", "pods/proxy"),
+    ("patch", "events.events.k8s.io"),
     ("watch", "nodes"),
     ("create", "clusterroles.rbac.authorization.k8s.io"),
     ("patch", "customresourcedefinitions.apiextensions.k8s.io"),

@@ -234,6 +234,20 @@ def test_a_crash_beside_pods_that_waited_in_vain_is_a_crash():
     assert (found.outcome, found.counted) == ("Failed", True)
 
 
+def test_the_image_of_an_attempt_is_noted_once_and_known_of_the_newest():
+    cluster = Cluster()
+    loop = Loop(cluster, spec_of())
+    loop.reconcile()
+    cluster.sync()
+    cluster.pods = {key: replace(pod, image=f"t:{key[1]}") for key, pod in cluster.pods.items()}
+    assert loop.reconcile().attempts[0].image == "t:0"
+    cluster.pods = {key: replace(pod, image="t:9") for key, pod in cluster.pods.items()}
+    assert loop.reconcile().attempts[0].image == "t:0"
+    images = [Attempt(number=1, image="a"), Attempt(number=2, image="b"), Attempt(number=3)]
+    assert Ledger(attempts=tuple(images), number=3).image == "b"
+    assert Ledger(attempts=(Attempt(number=1),), number=1).image is None
+
+
 def test_suspension_is_not_counted_and_resets_the_deadline():
     cluster, loop = running(activeDeadlineSeconds=1000)
     begun = loop.status.start_time

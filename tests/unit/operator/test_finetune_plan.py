@@ -250,6 +250,58 @@ def test_only_the_job_file_that_a_job_names_is_made_again_for_it():
     assert [manifest["kind"] for manifest in repairable(manifests, None)] == ["Service"]
 
 
+@pytest.mark.parametrize(
+    ("size", "given", "seconds"),
+    [("2B", None, 180), ("51B", None, 600), ("102B", None, 900), ("custom", None, 300), ("2B", 7, 7)],
+)
+def test_the_grace_follows_from_the_size_unless_it_is_given(size, given, seconds):
+    spec = spec_of(model={"size": size}, workers={"terminationGracePeriodSeconds": given})
+    assert pod_of(spec)["terminationGracePeriodSeconds"] == seconds
+
+
+NOTHING = {"resources": {"requests": None}}
+ON_GPUS = {"processesPerWorker": None, "gpusPerWorker": 8}
+
+
+@pytest.mark.parametrize(
+    ("workers", "resources"),
+    [
+        (NOTHING, {"requests": {"cpu": "250m", "memory": "512Mi"}}),
+        (
+            {**NOTHING, **ON_GPUS},
+            {"limits": {"nvidia.com/gpu": "8"}, "requests": {"cpu": "8", "memory": "32768Mi"}},
+        ),
+        ({"resources": {"requests": {"cpu": None}}}, {"requests": {"memory": "1Gi"}}),
+        ({"resources": {"requests": None, "limits": {"cpu": "2"}}}, {"limits": {"cpu": "2"}}),
+        (
+            {"resources": {"requests": {"cpu": None, "memory": None, "ephemeral-storage": "1Gi"}}},
+            {"requests": {"ephemeral-storage": "1Gi", "cpu": "250m", "memory": "512Mi"}},
+        ),
+    ],
+)
+def test_no_pod_is_without_requests(workers, resources):
+    assert pod_of(spec_of(workers=workers))["containers"][0]["resources"] == resources
+
+
+@pytest.mark.parametrize(
+    ("size", "method", "given", "kept"),
+    [
+        ("2B", "full", None, 10),
+        ("51B", "full", None, 3),
+        ("102B", "full", None, 2),
+        ("102B", "full", 10, 10),
+        ("102B", "lora", None, 10),
+        ("custom", "full", None, 10),
+    ],
+)
+def test_how_many_checkpoints_are_kept_follows_from_their_size(size, method, given, kept):
+    methods = {"full": None, method: {}}
+    wanted = {"everySteps": 7} if given is None else {"everySteps": 7, "keep": given}
+    spec = spec_of(model={"size": size}, method=methods, checkpoint=wanted)
+    found = train_job(OWNER, spec, 1).checkpoint
+    assert (found.keep, found.every_steps, found.every_seconds) == (kept, 7, 1800)
+
+
 def test_the_job_never_retries_by_itself():
     spec = training_job(plan_of(attempt=2, restarts=1))
     assert spec["metadata"]["name"] == "alpaca-2"

@@ -62,6 +62,8 @@ def test_every_condition_is_there_from_the_beginning():
         "Suspended",
         "Complete",
         "Failed",
+        "Finished",
+        "Stalled",
     }
     assert {entry.observed_generation for entry in status.conditions} == {3}
     assert (status.phase, status.method) == ("Pending", "full")
@@ -197,6 +199,21 @@ def test_an_adapter_is_named_with_its_model_unless_they_were_merged(output, mode
     assert made.claim_name == ("models" if adapter else "out")
     assert condition(status, "Complete").message == message
     assert (status.method, FineTuneStatus.model_validate(status.to_api())) == ("qlora", status)
+
+
+@pytest.mark.parametrize(
+    ("complete", "word", "stalled"), [(True, "complete", "False"), (False, "failed", "True")]
+)
+def test_either_end_is_finished_and_only_a_failure_is_stalled(complete, word, stalled):
+    status = status_of(replace(OPEN, ending=Ending(complete, "Why", "text")))
+    finished = condition(status, "Finished")
+    assert (finished.status, finished.reason, finished.message) == ("True", "Why", f"the run is {word}")
+    other = condition(status, "Stalled")
+    assert (other.status, other.reason, other.message) == (stalled, "Why", f"the run is {word}")
+    before = [condition(status_of(), kind) for kind in ("Finished", "Stalled", "Complete", "Failed")]
+    assert {(entry.status, entry.reason, entry.message) for entry in before} == {
+        ("False", Reason.NOT_FINISHED, "the run has not ended")
+    }
 
 
 def test_an_end_is_not_explained_twice():

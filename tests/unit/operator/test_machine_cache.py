@@ -91,6 +91,15 @@ def test_an_answer_that_comes_after_the_watchs_word_brings_nothing_back(monkeypa
     assert len(cache.of("jobs", KEY)) == 1, "only the last ones are remembered"
 
 
+def test_what_an_audit_has_missed_is_hidden_also_if_it_was_written_by_us():
+    cache = Cache({"jobs": {}})
+    cache.remember(
+        "jobs", KEY, {"kind": "Job", "metadata": {"name": "x-1", "uid": "u1", "resourceVersion": "5"}}
+    )
+    cache.hide({"u1"})
+    assert cache.of("jobs", KEY) == []
+
+
 def test_only_what_decisions_need_is_kept():
     pod = {
         "kind": "Pod",

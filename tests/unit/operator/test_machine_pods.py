@@ -134,10 +134,27 @@ def test_what_the_trainer_left_is_told():
     )
 
 
+def test_who_was_killed_is_said_without_the_end_of_its_log():
+    found = diagnose(ended(137, "grad norm 0.132 0.10 s 16:52:34 rank 0: step 273/336 loss"))
+    assert found is not None
+    assert (found.reason, found.message) == (
+        Reason.CRASHED,
+        "pod alpaca-1-1 was ended by SIGKILL: its node ran out of memory, or somebody killed its main "
+        "process or deleted it without grace; read `kubectl logs alpaca-1-1`",
+    )
+
+
+def test_a_word_of_its_own_outweighs_the_signal():
+    word = Termination(reason="Crashed", message="rank 1 was ended by signal 9").to_json()
+    text = "pod alpaca-1-1 ended with exit code 137: rank 1 was ended by signal 9"
+    assert diagnose(ended(137, word)).message == text
+
+
 @pytest.mark.parametrize(
     ("code", "message", "text"),
     [
-        (139, "", "exit code 139 (SIGSEGV): read `kubectl logs alpaca-1-1`"),
+        (139, "step 7", "ended by SIGSEGV: a library crashed in native code; read `kubectl logs alpaca-1-1`"),
+        (143, "", "exit code 143 (SIGTERM): read `kubectl logs alpaca-1-1`"),
         (1, "Traceback\n  boom\n", "exit code 1: Traceback boom"),
         (75, "", "was asked to stop (SIGTERM)"),
     ],
