@@ -65,6 +65,14 @@ integration: $(VENV)/.ok ## Against the real control plane, FastChat and DeepSpe
 e2e: $(VENV)/.ok ## On the real node
 	$(PYTEST) tests/e2e -q
 
+.PHONY: mutation
+MUTATION := build/mutation/tool
+$(MUTATION)/.ok: requirements/mutation.txt $(VENV)/.ok
+	@rm -rf $(MUTATION) && $(CACHE)/uv-tool/bin/uv pip install -q --python $(PY) --target $(MUTATION) --require-hashes -r $<
+	@touch $@
+mutation: $(MUTATION)/.ok ## What the tests of the pure packages do not notice, by package (hours)
+	@nice -n 19 $(PY) scripts/mutation.py
+
 .PHONY: verify format lock
 verify: format ## Regenerate what is generated, then require that nothing changed
 	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd crds

@@ -18,3 +18,4 @@ for image in train serve operator; do
   compile --universal --python-version 3.10 requirements/$image.in -c requirements/dev.txt -o requirements/$image.txt
 done
 compile --python-version 3.10 requirements/compat.in -o requirements/compat.txt
+compile --universal --python-version 3.10 requirements/mutation.in -c requirements/dev.txt -o requirements/mutation.txt

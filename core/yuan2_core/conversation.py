@@ -253,12 +253,11 @@ class _Script:
         return ids + self._sep
 
     def answers_in_prompt(self, start: int, end: int) -> NDArray[np.int32]:
-        """Spans of the answers in `prompt(start, end)`: a token counts where its first byte does."""
-        head = self.head if start < end else ""
-        begin, last = self.parts[2 * min(start, end - 1)][0], self.parts[2 * end - 2][1]
-        _, starts = self.tokenizer.encode_spans(head + self.text[begin:last], structure=False)
+        """Spans of the answers in `prompt(start, end)`, one at least; a token counts by its first byte."""
+        begin, last = self.parts[2 * start][0], self.parts[2 * end - 2][1]
+        _, starts = self.tokenizer.encode_spans(self.head + self.text[begin:last], structure=False)
         borders: list[int] = []
-        offset = len(head.encode())
+        offset = len(self.head.encode())
         for turn in range(start, end - 1):
             question, answer = (len(part.encode()) for part in self.turns[turn])
             first = offset + question + len(SEPARATOR)
@@ -274,11 +273,10 @@ class _Script:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt that fits: its ids (int32 bytes), the turn it begins with, the tokens cut off at its left."""
+    """A prompt that fits: its ids (int32 bytes), and the turn it begins with."""
 
     ids: bytes
     start: int
-    cut: int = 0
 
 
 def _sequence(script: _Script, end: int, max_length: int | None, loss: LossMode) -> Spans | None:
@@ -289,8 +287,8 @@ def _sequence(script: _Script, end: int, max_length: int | None, loss: LossMode)
         return None
     ids = np.frombuffer(prompt.ids + answer, dtype=np.int32)
     learned = np.array([[len(prompt.ids) // BYTES_OF_ID, len(ids)]], dtype=np.int32)
-    if loss == "efficient" and end > 1:
-        earlier = np.maximum(script.answers_in_prompt(prompt.start, end) - prompt.cut, 0)
+    if loss == "efficient" and prompt.start < end - 1:
+        earlier = script.answers_in_prompt(prompt.start, end)
         learned = np.concatenate((earlier[earlier[:, 0] < earlier[:, 1]], learned))
     return Spans(ids, learned)
 
@@ -311,7 +309,7 @@ def _fit(script: _Script, end: int, budget: int | None) -> _Prompt | None:
     if found < len(cuts):
         return _Prompt(script.prompt(found, end), found)
     last = script.prompt(cuts[-1], end)
-    return _Prompt(last[-BYTES_OF_ID * budget :], cuts[-1], len(last) // BYTES_OF_ID - budget)
+    return _Prompt(last[-BYTES_OF_ID * budget :], cuts[-1])
 
 
 def _part_borders(offset: int, turns: Sequence[Turn]) -> list[tuple[int, int]]:
