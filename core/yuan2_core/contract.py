@@ -373,6 +373,10 @@ class ApiJob(Contract):
     controller_url: str
     require_key: bool = False
     """Every route that works wants a key from `KEYS_DIRECTORY` (a file a key, from a Secret)."""
+    max_choices: PositiveInt = 64
+    """Answers that one request may ask for: what a worker takes at once."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages whose scripts may ask, as origins; `*` for all."""
 
 
 class ServeJob(Contract):

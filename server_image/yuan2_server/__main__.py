@@ -18,6 +18,7 @@ from yuan2_core.contract import (
 )
 from yuan2_core.errors import UserError
 from yuan2_server.job import EngineFailedError, leave_termination, read_job, worker_address
+from yuan2_server.requests import WithRequestId
 
 log = logging.getLogger("yuan2_server")
 
@@ -28,7 +29,11 @@ ENGINE_FAILED = "EngineFailed"
 def main(arguments: list[str] | None = None) -> int:
     """Run one program until SIGTERM and return its exit code (`yuan2_core.contract`)."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s [%(request)s]: %(message)s"
+    )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(WithRequestId())
     try:
         _run(options)
     except UserError as error:

@@ -8,9 +8,13 @@ from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 T = TypeVar("T")
+
+STALLED_SECONDS = 60.0
+CLIENT_GONE = 499
+"""nginx's status for a client that left; nobody reads it."""
 
 
 class ClientGoneError(Exception):
@@ -50,11 +54,13 @@ class Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI has it
         """Answer one request (ASGI)."""
-        pump = asyncio.ensure_future(self._pump(send))
+        pump: asyncio.Task[None] = asyncio.create_task(
+            self._pump(lambda message: self._send(send, message, pump))
+        )
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
+            if pump.done() and not pump.cancelled():
                 pump.result()
         except OSError:  # the connection broke while sending
             pass
@@ -63,6 +69,14 @@ class Stream(Response):
             await _cancel(gone)
             await self._chunks.aclose()
             await self._close()
+
+    async def _send(self, send: Send, message: Message, pump: asyncio.Task[None]) -> None:
+        """Send; a client that takes nothing for `STALLED_SECONDS` is taken for one that has left."""
+        timer = asyncio.get_running_loop().call_later(STALLED_SECONDS, pump.cancel)
+        try:
+            await send(message)
+        finally:
+            timer.cancel()
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from yuan2_server.openai_errors import OpenAIError
+from yuan2_server.requests import key_name
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes for the kubelet and Prometheus, which have no key."""
@@ -17,34 +18,36 @@ REREAD_SECONDS = 1.0
 
 
 class KeyDirectory:
-    """The keys in a directory: the content of each file, without white space around it."""
+    """The keys in a directory: each file's name is the key's, its content without white space around it the
+    key."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._keys: tuple[bytes, ...] = ()
+        self._keys: dict[str, bytes] = {}
         self._read = float("-inf")
 
-    def keys(self) -> tuple[bytes, ...]:
-        """The keys of now, or of at most `REREAD_SECONDS` ago."""
+    def keys(self) -> dict[str, bytes]:
+        """The keys by name, of now or of at most `REREAD_SECONDS` ago."""
         if time.monotonic() - self._read > REREAD_SECONDS:
-            self._keys = tuple(self._read_keys())
+            self._keys = self._read_keys()
             self._read = time.monotonic()
         return self._keys
 
-    def accepts(self, key: str) -> bool:
-        """Whether this is one of the keys. Takes as long for a key that is nearly right as for any other."""
-        given = key.encode()
-        matches = [hmac.compare_digest(given, known) for known in self.keys()]
-        return any(matches)
+    def name_of(self, key: str) -> str | None:
+        """The name of this key, None when there is none. Takes as long for a key that is nearly right as for
+        any other."""
+        given = key.encode(errors="surrogatepass")
+        found = [name for name, known in self.keys().items() if hmac.compare_digest(given, known)]
+        return found[0] if found else None
 
-    def _read_keys(self) -> list[bytes]:
+    def _read_keys(self) -> dict[str, bytes]:
         # The kubelet puts the data into a directory named ..DATE and links to it: hidden names are not keys.
         try:
             files = [file for file in sorted(self._directory.iterdir()) if not file.name.startswith(".")]
-            contents = [file.read_bytes().strip() for file in files if file.is_file()]
+            contents = {file.name: file.read_bytes().strip() for file in files if file.is_file()}
         except OSError:
-            return []
-        return [content for content in contents if content]
+            return {}
+        return {name: content for name, content in contents.items() if content}
 
 
 class RequireKey:
@@ -69,4 +72,8 @@ class RequireKey:
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             return "You didn't provide an API key: send the header `Authorization: Bearer KEY`."
-        return "" if self._keys.accepts(key.strip()) else "Incorrect API key provided."
+        name = self._keys.name_of(key.strip())
+        if name is None:
+            return "Incorrect API key provided."
+        key_name.set(name)
+        return ""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.responses import Response
 
+from yuan2_server.requests import key_name
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -64,9 +66,25 @@ class ApiMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.tokens = Counter(
+            "yuan2_api_tokens",
+            "Tokens by model, name of the API key, and kind: prompt or completion.",
+            ["model", "key", "kind"],
+            registry=self.registry,
+        )
         self.in_flight = Gauge(
             "yuan2_api_requests_in_flight", "Requests being answered.", registry=self.registry
         )
+
+    def spender(self, model: str) -> Callable[[int, int], None]:
+        """Counts tokens of prompts and answers for the key of the request that is being answered now."""
+        key = key_name.get()
+
+        def count(prompt: int, completion: int) -> None:
+            self.tokens.labels(model, key, "prompt").inc(prompt)
+            self.tokens.labels(model, key, "completion").inc(completion)
+
+        return count
 
 
 def render(registry: CollectorRegistry) -> Response:

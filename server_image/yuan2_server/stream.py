@@ -11,6 +11,9 @@ from typing import Protocol
 from yuan2_server.protocol import Chunk, FinishReason, RequestError, TokenLogprob, Usage
 from yuan2_server.sequence import SampledToken
 
+LOWEST_LOGPROB = -9999.0
+"""What OpenAI reports for a token that cannot be: JSON has no infinity."""
+
 
 class PieceTable(Protocol):
     """What a tokenizer knows about single tokens (`yuan2_core.tokenizer.Yuan2Tokenizer`)."""
@@ -68,8 +71,8 @@ def describe_token(pieces: PieceTable, token: SampledToken) -> TokenLogprob:
 
     return TokenLogprob(
         text(token.token_id),
-        token.logprob or 0.0,
-        tuple((text(token_id), value) for token_id, value in token.top),
+        max(token.logprob or 0.0, LOWEST_LOGPROB),
+        tuple((text(token_id), max(value, LOWEST_LOGPROB)) for token_id, value in token.top),
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 
 from yuan2_server.controller import Controller
-from yuan2_server.openai_errors import OpenAIError, from_worker, model_not_found, no_worker
+from yuan2_server.openai_errors import OpenAIError, from_worker, invalid, model_not_found, no_worker
 from yuan2_server.protocol import DELIMITER, ErrorCode
+from yuan2_server.requests import forwarded
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class WorkerGoneError(Exception):
 class Upstream:
     """FastChat's controller and its workers. One for a process; close it at the end."""
 
-    def __init__(self, controller_url: str, served_name: str) -> None:
-        self._served_name = served_name
+    def __init__(self, controller_url: str, served_names: Sequence[str]) -> None:
+        self._served_names = served_names
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds())
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
@@ -92,20 +93,27 @@ class Upstream:
             except _RefusedError as error:
                 tries.refused(address, error.error)
 
-    async def embed(self, model: str, texts: Sequence[str], encoding: str) -> Document:
+    async def embed(self, model: str, inputs: Sequence[str | list[int]], encoding: str) -> Document:
         """A worker's vectors (`embedding`) and the tokens they took (`token_num`).
 
         Raises:
             OpenAIError: no worker for the model, the request was refused, or it took too long.
         """
-        body = {"model": model, "input": list(texts), "encoding_format": encoding}
-        tries = _Tries(self, model)
+        body = {"model": model, "input": list(inputs), "encoding_format": encoding}
+        return await self._ask_some_worker("/worker_get_embeddings", body, "input")
+
+    async def tokenize(self, body: Document) -> Document:
+        """A worker's `tokens` of a prompt or of messages, and its `context_length`. Raises OpenAIError."""
+        return await self._ask_some_worker("/tokenize", body, "prompt")
+
+    async def _ask_some_worker(self, path: str, body: Document, prompt: str) -> Document:
+        tries = _Tries(self, body["model"])
         while True:
             address = await tries.next()
             try:
                 timeout = aiohttp.ClientTimeout(total=EMBEDDING_SECONDS, sock_connect=CONNECT_SECONDS)
-                document = await self._ask_worker(address, "/worker_get_embeddings", body, timeout)
-                _raise_error(document, model, "input")
+                document = await self._ask_worker(address, path, body, timeout)
+                _raise_error(document, body["model"], prompt)
                 return document
             except WorkerGoneError as error:
                 if isinstance(error.__cause__, asyncio.TimeoutError) and not _unreached(error.__cause__):
@@ -118,11 +126,13 @@ class Upstream:
     async def _complete(self, address: str, params: Document) -> Document:
         """Parameters with what this worker needs: FastChat's own wants a number in `max_new_tokens` that
         fits."""
-        if params.get("max_new_tokens") is not None:
+        if params.get("max_new_tokens") is not None and "prompt_ids" not in params:
             return params
         details = await self._ask_worker(address, "/model_details", {"model": params["model"]})
         if details.get("messages"):
             return params
+        if "prompt_ids" in params:
+            raise invalid("prompt", "prompt: the worker of this model takes text only")
         question = {"model": params["model"], "prompt": params["prompt"]}
         used = int((await self._ask_worker(address, "/count_token", question))["count"])
         return {**params, "max_new_tokens": max(int(details["context_length"]) - used, 1)}
@@ -132,7 +142,8 @@ class Upstream:
         buffer = b""
         params = await self._complete(address, params)
         try:
-            async with self._session.post(address + "/worker_generate_stream", json=params) as response:
+            url = address + "/worker_generate_stream"
+            async with self._session.post(url, json=params, headers=forwarded()) as response:
                 if response.status != 200:
                     raise WorkerGoneError(f"answered HTTP {response.status}")
                 async for data in response.content.iter_any():
@@ -154,7 +165,7 @@ class Upstream:
     ) -> Document:
         try:
             async with self._session.post(
-                address + path, json=body, timeout=timeout or self._session.timeout
+                address + path, json=body, headers=forwarded(), timeout=timeout or self._session.timeout
             ) as response:
                 if response.status != 200:
                     raise WorkerGoneError(f"{path} answered HTTP {response.status}")
@@ -170,7 +181,7 @@ class Upstream:
         address = await self._controller.worker(model, tried)
         if address:
             return address
-        if model == self._served_name:
+        if model in self._served_names:
             raise no_worker(model)
         raise model_not_found(model, await self.models())
 
@@ -238,7 +249,7 @@ def _raise_error(document: Document, model: str, prompt: str, *, started: bool =
 
 def _has_token(document: Document, params: Document) -> bool:
     """Whether there is a token of the answer in it: a worker repeats an empty answer while it is busy."""
-    before = params["prompt"] if params.get("echo") else ""
+    before = params.get("prompt") if params.get("echo") else ""
     generated = (document.get("usage") or {}).get("completion_tokens", 0)
     return bool(generated or document.get("finish_reason")) or document["text"] not in ("", before)
 

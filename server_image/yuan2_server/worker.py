@@ -242,9 +242,14 @@ class ModelWorker:
             request.stop,
             prompt_tokens,
             mailbox.publish,
-            prefix=request.prompt or "" if request.echo else "",
+            prefix=self._prompt_text(request) if request.echo else "",
             describe=None if request.logprobs is None else partial(describe_token, tokenizer),
         )
+
+    def _prompt_text(self, request: GenerateRequest) -> str:
+        if request.prompt_ids is None:
+            return request.prompt or ""
+        return self.model.tokenizer.decode(list(request.prompt_ids), skip_special_tokens=False)
 
 
 class VectorMailbox:

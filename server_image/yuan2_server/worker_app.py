@@ -11,9 +11,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from yuan2_server import metrics
-from yuan2_server.answers import ClientGoneError, Stream, while_connected
+from yuan2_server.answers import CLIENT_GONE, ClientGoneError, Stream, while_connected
 from yuan2_server.bodies import MAX_BYTES, BodyTooLargeError, SlowUploadError, parse_object, read_body
 from yuan2_server.engine import as_request_error
 from yuan2_server.protocol import (
@@ -22,13 +23,11 @@ from yuan2_server.protocol import (
     encode_document,
     error_document,
 )
+from yuan2_server.requests import Identified
 from yuan2_server.stream import cumulated
 from yuan2_server.worker import Generation, ModelWorker
 
 log = logging.getLogger(__name__)
-
-CLIENT_GONE = 499
-"""nginx's status for a client that left; nobody reads it."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 Call = Callable[[ModelWorker, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -64,7 +63,7 @@ class WorkerHost:
         return self.worker
 
 
-def build_app(host: WorkerHost) -> Starlette:
+def build_app(host: WorkerHost) -> ASGIApp:
     """The worker's routes: FastChat's protocol, probes and metrics."""
 
     async def status(_: Request) -> Response:
@@ -82,7 +81,7 @@ def build_app(host: WorkerHost) -> Starlette:
     async def show_metrics(_: Request) -> Response:
         return metrics.render(host.metrics.registry)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/worker_get_status", status, methods=["POST"]),
             Route("/worker_get_conv_template", _json(host, _conv_template), methods=["POST"]),
@@ -97,6 +96,7 @@ def build_app(host: WorkerHost) -> Starlette:
             Route("/metrics", show_metrics),
         ]
     )
+    return Identified(app)
 
 
 async def _conv_template(worker: ModelWorker, _: dict[str, Any]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def test_embeddings_are_vectors_of_length_one(service: Service, encoding: str):
 
 
 @pytest.mark.parametrize(
-    "change", [{"input": [[1, 2]]}, {"input": []}, {"input": ""}, {"input": "你" * 400}, {"dimensions": 8}]
+    "change", [{"input": [[]]}, {"input": []}, {"input": ""}, {"input": "你" * 400}, {"dimensions": 8}]
 )
 def test_bad_embeddings_requests_name_their_parameter(service: Service, change: dict):
     with pytest.raises(openai.BadRequestError) as raised:

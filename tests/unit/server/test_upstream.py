@@ -1,165 +1,25 @@
-"""The API server against controllers and workers that misbehave, over real sockets."""
+"""What the API server does when controllers and workers misbehave, over real sockets."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import Response
 
-from tests.support.ports import free_port
-from tests.support.serving import serve_job
+from tests.support.scripted_cluster import (
+    FINE,
+    HELLO,
+    Answer,
+    OneRequestAConnection,
+    cluster_and_upstream,
+    document,
+    streaming,
+)
 from yuan2_server import upstream as upstream_module
-from yuan2_server.auth import KeyDirectory
-from yuan2_server.lifecycle import HttpServer
-from yuan2_server.openai_api import ApiServer
 from yuan2_server.openai_errors import OpenAIError
 from yuan2_server.upstream import Upstream
-
-Answer = Callable[[dict[str, Any]], Awaitable[Response]]
-
-
-def document(text: str, finish: str | None = None, **more: Any) -> bytes:
-    usage = {"prompt_tokens": 3, "completion_tokens": len(text), "total_tokens": 3 + len(text)}
-    body = {"text": text, "error_code": 0, "usage": usage, "finish_reason": finish, **more}
-    return json.dumps(body).encode() + b"\0"
-
-
-def streaming(*parts: bytes) -> Answer:
-    """A worker that sends these parts and closes."""
-
-    async def answer(_: dict[str, Any]) -> Response:
-        async def body() -> AsyncIterator[bytes]:
-            for part in parts:
-                yield part
-                await asyncio.sleep(0.001)
-
-        return StreamingResponse(body())
-
-    return answer
-
-
-HELLO = ["He", "Hello", "Hello"]
-FINE = streaming(document("He"), document("Hello")[:9], document("Hello")[9:], document("Hello", "stop"))
-
-
-class Cluster:
-    """A controller with scripted workers; a worker is an address, or an answer served at one."""
-
-    def __init__(self, exit_stack: AsyncExitStack) -> None:
-        self._exit = exit_stack
-        self.workers: list[str] = []
-        self.queues: dict[str, int] = {}
-        self.asked: list[str] = []
-        self.servers: list[HttpServer] = []
-        self.requests: list[dict[str, Any]] = []
-        self.url = ""
-
-    async def start(self) -> None:
-        async def address(request: Request) -> Response:
-            """FastChat's shortest_queue."""
-            self.asked.append(request.url.path)
-            if not self.workers:
-                return JSONResponse({"address": ""})
-            shortest = min(self.workers, key=lambda worker: self.queues.get(worker, 0))
-            self.queues[shortest] = self.queues.get(shortest, 0) + 1
-            return JSONResponse({"address": shortest})
-
-        async def models(request: Request) -> Response:
-            self.asked.append(request.url.path)
-            return JSONResponse({"models": ["yuan2"] if self.workers else []})
-
-        self.url = await self._serve([("/get_worker_address", address), ("/list_models", models)])
-
-    async def worker(self, answer: Answer, details: dict[str, Any] | None = None) -> None:
-        async def generate(request: Request) -> Response:
-            self.requests.append(await request.json())
-            return await answer(self.requests[-1])
-
-        async def show_details(_: Request) -> Response:
-            return JSONResponse(details or {"context_length": 100, "messages": True})
-
-        async def count(_: Request) -> Response:
-            return JSONResponse({"count": 40, "error_code": 0})
-
-        async def embed(request: Request) -> Response:
-            self.requests.append(await request.json())
-            if self.requests[-1]["input"] == ["never"]:
-                await asyncio.sleep(0.5)
-            return JSONResponse({"embedding": [[1.0]], "token_num": 1})
-
-        routes = [
-            ("/worker_generate_stream", generate),
-            ("/model_details", show_details),
-            ("/count_token", count),
-            ("/worker_get_embeddings", embed),
-        ]
-        self.workers.append(await self._serve(routes))
-
-    def dead_worker(self) -> None:
-        self.workers.append(f"http://127.0.0.1:{free_port()}")
-
-    async def _serve(self, routes: list[tuple[str, Callable[[Request], Awaitable[Response]]]]) -> str:
-        port = free_port()
-        app = Starlette(routes=[Route(path, handler, methods=["POST"]) for path, handler in routes])
-        server = HttpServer(app, port, "127.0.0.1")
-        await server.start()
-        self.servers.append(server)
-        self._exit.push_async_callback(server.stop)
-        return f"http://127.0.0.1:{port}"
-
-
-class OneRequestAConnection:
-    """Answers the first request of each connection and breaks it at the second, as a server does that closes
-    an idle connection while a request is on its way."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._server: asyncio.Server | None = None
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError):  # the client closed the connection first
-            await self._read(reader)
-            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-            writer.write(head % len(self._body) + self._body)
-            await writer.drain()
-            await self._read(reader)
-        writer.close()
-        await writer.wait_closed()
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-        await reader.readexactly(length)
-
-
-@asynccontextmanager
-async def cluster_and_upstream() -> AsyncIterator[tuple[Cluster, Upstream]]:
-    async with AsyncExitStack() as exit_stack:
-        cluster = Cluster(exit_stack)
-        await cluster.start()
-        upstream = Upstream(cluster.url, "yuan2")
-        exit_stack.push_async_callback(upstream.close)
-        yield cluster, upstream
-
 
 PARAMS = {"model": "yuan2", "prompt": "x", "max_new_tokens": 5}
 
@@ -210,7 +70,7 @@ async def test_the_only_worker_is_asked_again_when_a_connection_breaks():
 
 async def test_the_controller_is_asked_again_when_a_connection_breaks():
     controller = OneRequestAConnection(b'{"models": ["yuan2"]}')
-    upstream = Upstream(await controller.start(), "yuan2")
+    upstream = Upstream(await controller.start(), ("yuan2",))
     for _ in range(4):
         assert await upstream.models() == ["yuan2"]
     await upstream.close()
@@ -295,7 +155,7 @@ async def test_an_answer_that_breaks_off_ends_with_an_error_after_what_there_was
 
 async def test_models_that_are_not_served_and_models_without_a_worker():
     async with cluster_and_upstream() as (_, upstream):
-        for model, status in (("yuan2", 503), ("other", 404)):
+        for model, status in (("yuan2", 503), ("gpt-3.5-turbo", 503), ("other", 404)):
             with pytest.raises(OpenAIError) as raised:
                 await texts(upstream, model=model)
             assert raised.value.status == status
@@ -313,63 +173,3 @@ async def test_our_worker_limits_the_answer_itself():
         await cluster.worker(FINE)
         await texts(upstream, max_new_tokens=None)
         assert cluster.requests[-1]["max_new_tokens"] is None
-
-
-@asynccontextmanager
-async def api_server(tmp_path: Path) -> AsyncIterator[tuple[Cluster, httpx.AsyncClient]]:
-    async with cluster_and_upstream() as (cluster, upstream), AsyncExitStack() as exit_stack:
-        job = serve_job(tmp_path, cluster.url)
-        port = free_port()
-        server = HttpServer(ApiServer(job, upstream, KeyDirectory(tmp_path)).app(), port, "127.0.0.1")
-        await server.start()
-        exit_stack.push_async_callback(server.stop)
-        yield (
-            cluster,
-            await exit_stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}")),
-        )
-
-
-CHAT = {"model": "yuan2", "messages": [{"role": "user", "content": "Hi"}]}
-
-
-async def test_an_error_inside_a_stream_is_an_event(tmp_path: Path):
-    async with api_server(tmp_path) as (cluster, client):
-        await cluster.worker(streaming(document("He")))
-        answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
-        events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-        assert answer.status_code == 200
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        assert json.loads(events[-2])["error"]["code"] == "worker_failed"
-        assert events[-1] == "[DONE]"
-        whole = await client.post("/v1/chat/completions", json=CHAT)
-        assert (whole.status_code, whole.json()["error"]["code"]) == (500, "worker_failed")
-
-
-async def test_a_client_that_leaves_ends_the_workers_stream(tmp_path: Path):
-    started, ended = asyncio.Event(), asyncio.Event()
-
-    async def endless(_: dict[str, Any]) -> Response:
-        async def body() -> AsyncIterator[bytes]:
-            try:
-                while True:
-                    started.set()
-                    yield document("He")
-                    await asyncio.sleep(0.01)
-            finally:
-                ended.set()
-
-        return StreamingResponse(body())
-
-    async with api_server(tmp_path) as (cluster, client):
-        await cluster.worker(endless)
-        for stream in (True, False):
-            started.clear()
-            ended.clear()
-            asking = asyncio.create_task(
-                client.post("/v1/chat/completions", json={**CHAT, "stream": stream}, timeout=60)
-            )
-            await asyncio.wait_for(started.wait(), 5)
-            asking.cancel()
-            await asyncio.wait_for(ended.wait(), 5)
-        metrics = (await client.get("/metrics")).text
-        assert 'yuan2_api_requests_total{route="/v1/chat/completions",status="200"} 1.0' in metrics
