@@ -103,7 +103,17 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 NODES = Resource("", "v1", "nodes")
 EVENTS = Resource("events.k8s.io", "v1", "events")
 
-CHILD_RESOURCES = {"Job": JOBS, "Deployment": DEPLOYMENTS, "Service": SERVICES, "ConfigMap": CONFIG_MAPS}
+DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
+NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies")
+
+CHILD_RESOURCES = {
+    "Job": JOBS,
+    "Deployment": DEPLOYMENTS,
+    "Service": SERVICES,
+    "ConfigMap": CONFIG_MAPS,
+    "PodDisruptionBudget": DISRUPTION_BUDGETS,
+    "NetworkPolicy": NETWORK_POLICIES,
+}
 """Kinds of objects that the operator makes."""
 
 

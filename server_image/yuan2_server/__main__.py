@@ -1,4 +1,4 @@
-"""`python -m yuan2_server worker|api`: the programs of a Yuan2Service's pods."""
+"""`python -m yuan2_server worker|api|web`: the programs of a Yuan2Service's pods."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for handler in logging.getLogger().handlers:
         handler.addFilter(WithRequestId())
+    if options.program == "web":
+        from yuan2_server.web_gate import run_web
+
+        return asyncio.run(run_web(options.port, options.page_port, options.controller_url, options.keys))
     try:
         _run(options)
     except UserError as error:
@@ -80,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--address", help="URL that others reach this worker at (default: from POD_IP)")
     api = programs.add_parser("api", parents=[common], help="answer OpenAI's API")
     api.add_argument(
+        "--keys", type=Path, default=Path(KEYS_DIRECTORY), help="directory with a file for each key"
+    )
+    web = programs.add_parser("web", help="FastChat's web page behind the API keys")
+    web.add_argument("--port", type=int, required=True, help="where the page is asked for, with a key")
+    web.add_argument(
+        "--page-port", type=int, required=True, help="where the page itself listens, on loopback"
+    )
+    web.add_argument("--controller-url", required=True, help="FastChat's controller")
+    web.add_argument(
         "--keys", type=Path, default=Path(KEYS_DIRECTORY), help="directory with a file for each key"
     )
     return parser

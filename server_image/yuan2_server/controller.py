@@ -39,22 +39,25 @@ class Controller:
         self._session = session
         self._url = url.rstrip("/")
         self._clock = clock
-        self._models: list[str] | None = None
+        self._models: list[str] = []
         self._named: dict[str, dict[str, float]] = {}
         """Model to worker's address to when the controller named it."""
         self._avoided: dict[str, float] = {}
         """Address to the time until which others are tried first."""
 
     async def models(self) -> list[str]:
-        """Names that the controller knows a worker for, sorted; the last ones while it does not answer.
+        """Names that the controller knows a worker for, sorted; while it does not answer, the last ones, or
+        those whose workers are remembered.
 
-        Raises OpenAIError (503) when it never did.
+        Raises OpenAIError (503) when there are none.
         """
         try:
             self._models = sorted((await self._ask("/list_models", {}))["models"])
         except OpenAIError:
-            if self._models is None:
+            known = self._models or sorted(model for model in self._named if self._remembered(model))
+            if not known:
                 raise
+            return known
         return self._models
 
     async def worker(self, model: str, tried: Collection[str] = ()) -> str:

@@ -173,12 +173,11 @@ class Stack:
         arguments += ["--device", "cpu", "--dtype", "float32", "--limit-worker-concurrency", str(limit)]
         return self.run("fastchat-worker", arguments, port)
 
-    def web_page(self, controller: Program) -> Program:
-        """FastChat's own web page."""
+    def gated_page(self, controller: Program, keys: Path) -> Program:
+        """FastChat's web page behind our gate."""
         port = free_port()
-        arguments = ["-m", "fastchat.serve.gradio_web_server", "--host", "127.0.0.1", "--port", str(port)]
-        arguments += ["--controller-url", controller.url, "--model-list-mode", "reload"]
-        return self.run("web", arguments, port, {"GRADIO_ANALYTICS_ENABLED": "False"})
+        arguments = ["-m", "yuan2_server", "web", "--port", str(port), "--page-port", str(free_port())]
+        return self.run("web", [*arguments, "--controller-url", controller.url, "--keys", str(keys)], port)
 
     def write(self, job: ServeJob) -> str:
         """Write a job file and return its path."""

@@ -12,6 +12,7 @@ from yuan2_operator.api.pods import (
     Affinity,
     ImagePullPolicy,
     ImageReference,
+    LabelSelector,
     LocalObjectReference,
     NodeLabels,
     PullSecrets,
@@ -35,20 +36,42 @@ ONE_MODEL = rules(
 ROOT_RULES = rules(*NAME_RULES)
 
 
+ModelName = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")
+]
+Origin = Annotated[str, Field(max_length=253, pattern=r"^(\*|https?://[^/\s]+)$")]
+GraceSeconds = Annotated[int, Field(ge=1, le=86_400)]
+
+
 class ServiceModel(Spec):
     """The model to serve."""
 
-    name: Annotated[
-        str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")
-    ]
+    name: ModelName
     """What clients put into `model`."""
+    aliases: Annotated[list[ModelName], Field(max_length=16)] = Field(default_factory=list)
+    """Other names of the same model, such as gpt-3.5-turbo, for clients that cannot be told another."""
     fine_tune_ref: LocalObjectReference | None = None
     """A Yuan2FineTune of the same namespace; its model is served once it is complete."""
     source: ClaimLocation | None = None
     """A model directory: config.json, weights and tokenizer in the published layout."""
 
 
-class ServiceWorker(Spec):
+class Placement(Spec):
+    """Where pods may run, and what they get."""
+
+    resources: Resources = Field(default_factory=ResourceRequirements)
+    """CPU, memory and other resources of each pod, beside GPUs."""
+    node_selector: NodeLabels = Field(default_factory=dict)
+    """Labels that the nodes must have."""
+    tolerations: Tolerations = Field(default_factory=list)
+    """Taints that the pods may run beside."""
+    affinity: Affinity | None = None
+    """Where the scheduler puts the pods."""
+    priority_class_name: DnsName | None = None
+    """PriorityClass of the pods."""
+
+
+class ServiceWorker(Placement):
     """The pods that run the model."""
 
     replicas: Annotated[int, Field(ge=0, le=1024)] = 1
@@ -61,28 +84,18 @@ class ServiceWorker(Spec):
     """Prompt and answer together, in tokens; absent, what the model's config.json allows."""
     max_concurrent_requests: PositiveInt = 64
     """Requests of a pod that run or wait; one more is answered with 429."""
-    resources: Resources = Field(default_factory=ResourceRequirements)
-    """CPU, memory and other resources of each pod, beside its GPUs."""
-    node_selector: NodeLabels = Field(default_factory=dict)
-    """Labels that the nodes must have."""
-    tolerations: Tolerations = Field(default_factory=list)
-    """Taints that the pods may run beside."""
-    affinity: Affinity | None = None
-    """Where the scheduler puts the pods."""
-    priority_class_name: DnsName | None = None
-    """PriorityClass of the pods."""
+    termination_grace_period_seconds: GraceSeconds = 120
+    """How long a pod that is asked to end may finish the answers it has begun."""
 
 
-class ServiceController(Spec):
+class ServiceController(Placement):
     """FastChat's controller, which knows the workers; it keeps its state in memory, so there is one."""
 
     dispatch: DispatchMethod = "shortest_queue"
     """How a worker is chosen for a request."""
-    resources: Resources = Field(default_factory=ResourceRequirements)
-    """CPU and memory of the pod."""
 
 
-class ServiceApi(Spec):
+class ServiceApi(Placement):
     """The OpenAI-compatible server."""
 
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -90,20 +103,49 @@ class ServiceApi(Spec):
     port: Port = PORT_API
     """Port of the pods and of the Service."""
     keys_secret: LocalObjectReference | None = None
-    """A Secret of which every value is an API key; absent, no key is asked for."""
-    resources: Resources = Field(default_factory=ResourceRequirements)
-    """CPU and memory of each pod."""
+    """A Secret of which every value is an API key, and its key the name that usage is counted for; absent, no
+    key is asked for."""
+    cors_origins: Annotated[list[Origin], Field(max_length=32)] = Field(default_factory=list)
+    """Web pages whose scripts may ask, as origins such as https://app.example; `*` for all."""
+    termination_grace_period_seconds: GraceSeconds = 120
+    """How long a pod that is asked to end may finish the answers it is passing on."""
 
 
-class ServiceWeb(Spec):
-    """FastChat's web page to try the model; it asks for no key."""
+class ServiceWeb(Placement):
+    """FastChat's web page to try the model; with `api.keysSecret` it asks for a key as the password."""
 
     enabled: bool = False
     """Whether there is one."""
     port: Port = PORT_WEB
     """Port of the pod and of the Service."""
-    resources: Resources = Field(default_factory=ResourceRequirements)
-    """CPU and memory of the pod."""
+
+
+class NetworkPeer(Spec):
+    """Other pods, by their labels and those of their namespace; both must hold."""
+
+    pod_selector: LabelSelector | None = None
+    """The pods; absent, all."""
+    namespace_selector: LabelSelector | None = None
+    """Their namespaces; absent, the service's own."""
+
+
+ONE_SELECTOR = rules(
+    (
+        "has(self.podSelector) || has(self.namespaceSelector)",
+        "networkPolicy.allowFrom: name podSelector, namespaceSelector or both",
+    )
+)
+
+
+class ServiceNetworkPolicy(Spec):
+    """Who reaches controller and workers, which ask for no key."""
+
+    enabled: bool = True
+    """Only the service's own pods do, where the cluster's network enforces policies; false, everybody."""
+    allow_from: Annotated[
+        list[Annotated[NetworkPeer, Field(json_schema_extra=ONE_SELECTOR)]], Field(max_length=16)
+    ] = Field(default_factory=list)
+    """Others that do, such as Prometheus, or FastChat's own programs."""
 
 
 class ServiceSpec(Spec):
@@ -125,6 +167,8 @@ class ServiceSpec(Spec):
     """The OpenAI-compatible server."""
     web: ServiceWeb = Field(default_factory=ServiceWeb)
     """FastChat's web page."""
+    network_policy: ServiceNetworkPolicy = Field(default_factory=ServiceNetworkPolicy)
+    """Who reaches controller and workers."""
 
 
 class ServedModel(ModelReference):

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from yuan2_core.contract import KEYS_DIRECTORY, PORT_CONTROLLER, PORT_WORKER
+from yuan2_operator.api.pods import LocalObjectReference
 from yuan2_operator.constants import (
     COMPONENT_API,
     COMPONENT_CONTROLLER,
@@ -27,6 +28,7 @@ from yuan2_operator.manifests.common import (
     placement,
     stamped,
 )
+from yuan2_operator.manifests.service_policies import policies, spread
 from yuan2_operator.plan.owner import Owner, selector_labels
 from yuan2_operator.plan.service import (
     ServicePlan,
@@ -43,9 +45,6 @@ HEARTBEAT_EXPIRATION_SECONDS = 15
 """FastChat's 45 s and 90 s keep a dead worker in the list for up to 180 s."""
 WORKER_START_SECONDS = 1800
 """A large model is read from a network file system for minutes."""
-WORKER_GRACE_SECONDS = 120
-"""A worker that drains may finish an answer."""
-API_GRACE_SECONDS = 60
 ADDRESS_SECONDS = 3
 """How long after a pod became ready it counts as available, where users connect to it: until then nodes may
 not send its Service's address there yet (kube-proxy collects changes for a second) and refuse connections."""
@@ -72,7 +71,10 @@ class ObjectKey:
 def service_manifests(plan: ServicePlan) -> list[Manifest]:
     """Every child of the service, in the order in which they are applied."""
     job = plan.job.to_json()
-    config = config_map(plan.owner, config_name(plan.owner.name), COMPONENT_WORKER, job)
+    configs = [
+        {**config_map(plan.owner, config_name(plan, component), component, job), "immutable": True}
+        for component in (COMPONENT_WORKER, COMPONENT_API)
+    ]
     parts = [_BUILDERS[component](plan) for component in components(plan.spec)]
     ports = {
         COMPONENT_CONTROLLER: PORT_CONTROLLER,
@@ -84,18 +86,29 @@ def service_manifests(plan: ServicePlan) -> list[Manifest]:
         for component in components(plan.spec)
         if component in ports
     ]
-    return [stamped(manifest) for manifest in (config, *services, *parts)]
+    made = (*configs, *services, *policies(plan), *parts)
+    return [manifest if "immutable" in manifest else stamped(manifest) for manifest in made]
 
 
-def obsolete(plan: ServicePlan, deployments: Collection[str]) -> list[ObjectKey]:
-    """Children to delete, given the names of existing Deployments: those of the web page once it is disabled.
+def obsolete(plan: ServicePlan, existing: Collection[tuple[str, str]], *, settled: bool) -> list[ObjectKey]:
+    """Children to delete, given kind and name of those that exist: those of the web page once it is disabled,
+    policies that are not wanted, and, once the rollout has `settled`, job files of earlier revisions."""
+    wanted = {(made["kind"], made["metadata"]["name"]) for made in service_manifests(plan)}
+    kept = () if settled else ("ConfigMap",)
+    return [
+        ObjectKey(_VERSIONS[kind], kind, name)
+        for kind, name in sorted(existing)
+        if (kind, name) not in wanted and kind not in kept
+    ]
 
-    The Deployment goes last: it is what a later pass recognises the rest by.
-    """
-    name = component_name(plan.owner.name, COMPONENT_WEB)
-    if plan.spec.web.enabled or name not in deployments:
-        return []
-    return [ObjectKey("v1", "Service", name), ObjectKey("apps/v1", "Deployment", name)]
+
+_VERSIONS = {
+    "ConfigMap": "v1",
+    "Service": "v1",
+    "Deployment": "apps/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+}
 
 
 def network_service(owner: Owner, component: str, port: int) -> Manifest:
@@ -137,7 +150,8 @@ def controller(plan: ServicePlan) -> Manifest:
         probes=pods.probes("/test_connection", "/test_connection"),
     )
     spec = pods.pod_spec(plan.spec, container, grace_seconds=CONTROLLER_GRACE_SECONDS)
-    return _deployment(plan, COMPONENT_CONTROLLER, spec, replicas=1, strategy=RECREATE)
+    pod = {**spec, **placement(plan.spec.controller)}
+    return _deployment(plan, COMPONENT_CONTROLLER, pod, replicas=1, strategy=RECREATE)
 
 
 def worker(plan: ServicePlan) -> Manifest:
@@ -160,11 +174,11 @@ def worker(plan: ServicePlan) -> Manifest:
     spec = pods.pod_spec(
         plan.spec,
         container,
-        volumes=[job_volume(config_name(plan.owner.name)), *claim_volumes(volumes)],
-        grace_seconds=WORKER_GRACE_SECONDS,
+        volumes=[job_volume(config_name(plan, COMPONENT_WORKER)), *claim_volumes(volumes)],
+        grace_seconds=wanted.termination_grace_period_seconds,
     )
     strategy = ROLL_IN_PLACE if wanted.gpus_per_worker else ROLL_WITH_SURGE
-    pod = {**spec, **placement(wanted)}
+    pod = {**spec, **spread(plan.owner, COMPONENT_WORKER), **placement(wanted)}
     deadline = WORKER_START_SECONDS + 300
     return _deployment(
         plan, COMPONENT_WORKER, pod, replicas=wanted.replicas, strategy=strategy, deadline_seconds=deadline
@@ -174,13 +188,9 @@ def worker(plan: ServicePlan) -> Manifest:
 def api(plan: ServicePlan) -> Manifest:
     """The OpenAI-compatible server; with a Secret of keys, each key is a file."""
     wanted = plan.spec.api
-    mounts, volumes = [job_mount()], [job_volume(config_name(plan.owner.name))]
-    if wanted.keys_secret is not None:
-        mounts.append({"name": KEYS_VOLUME, "mountPath": str(KEYS_DIRECTORY), "readOnly": True})
-        # The group of the process reads the keys; nobody else does.
-        volumes.append(
-            {"name": KEYS_VOLUME, "secret": {"secretName": wanted.keys_secret.name, "defaultMode": 0o440}}
-        )
+    key_mounts, key_volumes = keys(wanted.keys_secret)
+    mounts = [job_mount(), *key_mounts]
+    volumes = [job_volume(config_name(plan, COMPONENT_API)), *key_volumes]
     container = pods.container(
         COMPONENT_API,
         plan.spec,
@@ -191,11 +201,12 @@ def api(plan: ServicePlan) -> Manifest:
         probes=pods.probes("/readyz", "/healthz"),
         mounts=mounts,
     )
-    spec = pods.pod_spec(plan.spec, container, volumes=volumes, grace_seconds=API_GRACE_SECONDS)
+    grace = wanted.termination_grace_period_seconds
+    spec = pods.pod_spec(plan.spec, container, volumes=volumes, grace_seconds=grace)
     return _deployment(
         plan,
         COMPONENT_API,
-        spec,
+        {**spec, **spread(plan.owner, COMPONENT_API), **placement(wanted)},
         replicas=wanted.replicas,
         strategy=ROLL_WITH_SURGE,
         min_ready_seconds=ADDRESS_SECONDS,
@@ -203,32 +214,48 @@ def api(plan: ServicePlan) -> Manifest:
 
 
 def web(plan: ServicePlan) -> Manifest:
-    """FastChat's web page, unmodified."""
-    wanted = plan.spec.web
-    command = [
-        "python",
-        "-m",
-        "fastchat.serve.gradio_web_server",
-        "--host",
-        "0.0.0.0",
-        "--port",
-        str(wanted.port),
-    ]
+    """FastChat's web page, unmodified; where the API wants keys, behind a gate that wants them, too."""
+    wanted, port = plan.spec.web, str(plan.spec.web.port)
+    url, secret = plan.job.api.controller_url, plan.spec.api.keys_secret
+    if secret is None:
+        options = ["--host", "0.0.0.0", "--port", port, "--controller-url", url]
+        program = ["fastchat.serve.gradio_web_server", *options, "--model-list-mode", "reload"]
+    else:
+        options = ["--port", port, "--page-port", str(_page_port(wanted.port)), "--controller-url", url]
+        program = ["yuan2_server", "web", *options]
+    alive = "/" if secret is None else "/healthz"
+    mounts, volumes = keys(secret)
     container = pods.container(
         COMPONENT_WEB,
         plan.spec,
         plan.image,
-        command=[*command, "--controller-url", plan.job.api.controller_url, "--model-list-mode", "reload"],
+        command=["python", "-m", *program],
         port=wanted.port,
         resources=wanted.resources,
         # The page keeps a log of its conversations; it has no other place to write.
         env={"LOGDIR": str(SCRATCH_DIRECTORY), "GRADIO_ANALYTICS_ENABLED": "False"},
-        probes=pods.probes("/", "/"),
+        probes=pods.probes(alive, alive),
+        mounts=mounts,
     )
-    spec = pods.pod_spec(plan.spec, container)
+    spec = {**pods.pod_spec(plan.spec, container, volumes=volumes), **placement(wanted)}
     return _deployment(
         plan, COMPONENT_WEB, spec, replicas=1, strategy=RECREATE, min_ready_seconds=ADDRESS_SECONDS
     )
+
+
+def _page_port(port: int) -> int:
+    """Where the page listens behind its gate, on loopback: beside the port that users know."""
+    return port + 1 if port < 65535 else port - 1
+
+
+def keys(secret: LocalObjectReference | None) -> tuple[list[Manifest], list[Manifest]]:
+    """Mount and volume of the Secret with the API keys, each of them a file; none without one."""
+    if secret is None:
+        return [], []
+    # The group of the process reads the keys; nobody else does.
+    source = {"secretName": secret.name, "defaultMode": 0o440}
+    mount = {"name": KEYS_VOLUME, "mountPath": str(KEYS_DIRECTORY), "readOnly": True}
+    return [mount], [{"name": KEYS_VOLUME, "secret": source}]
 
 
 _BUILDERS = {

@@ -46,9 +46,10 @@ def component_name(service: str, component: str) -> str:
     return f"{service}-{component}"
 
 
-def config_name(service: str) -> str:
-    """Name of the ConfigMap with job.json."""
-    return f"{service}-serve"
+def config_name(plan: ServicePlan, component: str) -> str:
+    """Name of the ConfigMap with a component's job.json: another content has another name, so that pods of an
+    earlier revision, which a rollout may have to start again, find theirs."""
+    return f"{component_name(plan.owner.name, component)}-{digest(*_told(plan.job, component))[:8]}"
 
 
 def components(spec: ServiceSpec) -> tuple[str, ...]:
@@ -183,15 +184,23 @@ def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:
         max_model_length=spec.worker.max_model_length,
         max_concurrent_requests=spec.worker.max_concurrent_requests,
     )
+    api = ApiJob(
+        port=spec.api.port,
+        controller_url=url,
+        require_key=spec.api.keys_secret is not None,
+        max_choices=spec.worker.max_concurrent_requests,
+        cors_origins=tuple(spec.api.cors_origins),
+    )
     return ServeJob(
         name=owner.name,
         namespace=owner.namespace,
         uid=owner.uid,
         served_name=spec.model.name,
+        aliases=tuple(spec.model.aliases),
         model_path=_path_of(model),
         adapter_path=_path_of(model.adapter) if model.adapter is not None else None,
         worker=worker,
-        api=ApiJob(port=spec.api.port, controller_url=url, require_key=spec.api.keys_secret is not None),
+        api=api,
     )
 
 
@@ -213,8 +222,16 @@ def _note(model: ServedModel, finetune: FineTuneStatus | None) -> str:
 
 
 def _told(job: ServeJob, component: str) -> tuple[str, ...]:
-    """The part of the job that a component acts on; the rest may change without replacing its pods."""
+    """The part of the job that a component acts on; the rest may change without replacing its pods.
+
+    What has its default is left out: a field that a later operator adds replaces no pod.
+    """
+    names = (job.served_name, *job.aliases)
     if component == COMPONENT_WORKER:
         model = (job.model_path, *([job.adapter_path] if job.adapter_path is not None else []))
-        return (job.served_name, *model, job.worker.to_json())
-    return (job.served_name, job.api.to_json()) if component == COMPONENT_API else ()
+        return (*names, *model, _changed(job.worker))
+    return (*names, _changed(job.api)) if component == COMPONENT_API else ()
+
+
+def _changed(part: WorkerJob | ApiJob) -> str:
+    return part.model_dump_json(by_alias=True, exclude_defaults=True)

@@ -9,7 +9,15 @@ from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.api.service import ServiceSpec, ServiceStatus
 from yuan2_operator.apply import Occupied, key_of
 from yuan2_operator.cache import Object
-from yuan2_operator.client import DEPLOYMENTS, FINETUNES, PODS, YUAN_SERVICES, Forbidden, Invalid
+from yuan2_operator.client import (
+    CHILD_RESOURCES,
+    DEPLOYMENTS,
+    FINETUNES,
+    PODS,
+    YUAN_SERVICES,
+    Forbidden,
+    Invalid,
+)
 from yuan2_operator.constants import KIND_FINETUNE, KIND_SERVICE, Reason
 from yuan2_operator.manifests.service import obsolete, service_manifests
 from yuan2_operator.plan.owner import Owner
@@ -20,9 +28,12 @@ from yuan2_operator.reconcile.context import Context, read_status
 from yuan2_operator.reconcile.refusal import read_spec
 from yuan2_operator.status.events import condition_events
 from yuan2_operator.status.schedule import TROUBLE_SECONDS
-from yuan2_operator.status.service import ServiceObservation, service_status
+from yuan2_operator.status.service import ServiceObservation, is_settled, service_status
 
 logger = logging.getLogger(__name__)
+
+_MADE = ("ConfigMap", "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment")
+"""Kinds of a service's children, in the order in which they are removed."""
 
 
 class ServiceReconciler:
@@ -45,6 +56,7 @@ class ServiceReconciler:
         decision = await self._decide(owner, spec, prior)
         decision = await self._apply(owner, decision)
         status = service_status(owner, spec, decision, self._observe(owner), prior, now=self._context.clock())
+        await self._clean_up(owner, decision, status)
         if status != prior:
             await self._context.write_status(YUAN_SERVICES, owner, before, status.to_api())
             await self._context.tell(owner, condition_events(prior.conditions, status.conditions))
@@ -75,18 +87,26 @@ class ServiceReconciler:
         """Have the children exist; what the cluster refuses becomes the sentence of `Accepted`."""
         if isinstance(decision, Rejection):
             return decision
-        applier, now = self._context.applier, rfc3339(self._context.clock())
-        deployments = {d["metadata"]["name"] for d in self._deployments(owner)}
         try:
-            await applier.ensure(owner, service_manifests(decision))
+            await self._context.applier.ensure(owner, service_manifests(decision))
         except (Occupied, Forbidden, Invalid) as error:
             logger.warning("%s/%s: %s", owner.namespace, owner.name, error)
             return Rejection(
                 Reason.RECONCILE_FAILED, f"the cluster refused an object of the service: {error}"
             )
-        for child in obsolete(decision, deployments):
-            await applier.remove(owner, child.kind, child.name, now)
         return decision
+
+    async def _clean_up(self, owner: Owner, decision: ServicePlan | Rejection, status: ServiceStatus) -> None:
+        if isinstance(decision, Rejection):
+            return
+        existing = {
+            (kind, child["metadata"]["name"])
+            for kind in _MADE
+            for child in self._context.cache.of(CHILD_RESOURCES[kind].plural, key_of(owner))
+        }
+        now = rfc3339(self._context.clock())
+        for child in obsolete(decision, existing, settled=is_settled(status)):
+            await self._context.applier.remove(owner, child.kind, child.name, now)
 
     def _deployments(self, owner: Owner) -> list[Object]:
         return self._context.cache.of(DEPLOYMENTS.plural, key_of(owner))

@@ -198,7 +198,7 @@ def _verdicts(
     if isinstance(decision, Rejection):
         return [
             Verdict(CONDITION_ACCEPTED, "False", decision.reason, decision.message),
-            Verdict(CONDITION_READY, "False", Reason.NOT_ACCEPTED, decision.message),
+            _ready_all_the_same(owner, spec, decision, parts),
             Verdict(
                 CONDITION_PROGRESSING, "False", Reason.NOT_ACCEPTED, "nothing is changed until it is accepted"
             ),
@@ -224,6 +224,18 @@ def _ready(owner: Owner, spec: ServiceSpec, parts: Sequence[Component]) -> Verdi
             return _not_ready(part)
     message = f"answers at {public_url(owner, spec)}"
     return Verdict(CONDITION_READY, "True", Reason.READY, message)
+
+
+def _ready_all_the_same(
+    owner: Owner, spec: ServiceSpec, decision: Rejection, parts: Sequence[Component]
+) -> Verdict:
+    """What runs goes on answering while a Secret is missing, say; without pods nothing does."""
+    ready = _ready(owner, spec, parts)
+    if ready.status == "True":
+        return Verdict(
+            ready.type, "True", ready.reason, f"{ready.message}, as it was before: {decision.message}"
+        )
+    return Verdict(CONDITION_READY, "False", Reason.NOT_ACCEPTED, decision.message)
 
 
 def _not_ready(part: Component) -> Verdict:
@@ -274,6 +286,14 @@ def _phase(verdicts: Sequence[Verdict]) -> ServicePhase:
     if holds[CONDITION_DEGRADED]:
         return "Degraded"
     return "Ready" if holds[CONDITION_READY] else "Progressing"
+
+
+def is_settled(status: ServiceStatus) -> bool:
+    """Whether every pod is ready and of the newest spec."""
+    return any(
+        condition.type == CONDITION_PROGRESSING and condition.reason == Reason.ROLLED_OUT
+        for condition in status.conditions
+    )
 
 
 def is_ready(status: ServiceStatus) -> bool:

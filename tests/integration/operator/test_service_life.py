@@ -112,8 +112,9 @@ def test_a_service_waits_for_its_finetune_and_serves_what_it_made(service):
 
 def worker_of(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the worker is told, and its pod."""
-    config = service.run.objects("configmaps")[f"{NAME}-serve"]
     pod = service.deployments()[f"{NAME}-worker"]["spec"]["template"]["spec"]
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "job"]
+    config = service.run.objects("configmaps")[volume["configMap"]["name"]]
     return json.loads(config["data"]["job.json"]), pod
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.integration.server.conftest import Service
+from tests.support.waiting import wait_for
 
 
 class Browser:
@@ -45,19 +47,38 @@ class Browser:
                     yield json.loads(line.removeprefix("data:"))
 
 
-def test_the_page_shows_the_workers_answer(service: Service):
-    page = service.stack.web_page(service.controller).ready("/config")
-    question = "Who are you?"
-    with httpx.Client(base_url=page.url, timeout=60) as client:
-        browser = Browser(client)
-        browser.fire(browser.event("load"), {})
-        submit = browser.event("submit")
-        browser.fire(submit, None, "yuan2", question, None)
-        _, chat, *_ = browser.fire(browser.after(submit), None, 0.0, 1.0, 24)
+QUESTION = "Who are you?"
 
-    answer = service.client().chat.completions.create(
-        model="yuan2", messages=[{"role": "user", "content": question}], temperature=0, max_tokens=24
-    )
+
+def shown_answer(client: httpx.Client) -> str:
+    """What the page shows for the question."""
+    browser = Browser(client)
+    browser.fire(browser.event("load"), {})
+    submit = browser.event("submit")
+    browser.fire(submit, None, "yuan2", QUESTION, None)
+    _, chat, *_ = browser.fire(browser.after(submit), None, 0.0, 1.0, 24)
     [[asked, shown]] = chat
-    assert asked == question
-    assert shown.strip() == answer.choices[0].message.content.strip()
+    assert asked == QUESTION
+    return str(shown).strip()
+
+
+def own_answer(service: Service) -> str:
+    answer = service.client().chat.completions.create(
+        model="yuan2", messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=24
+    )
+    return answer.choices[0].message.content.strip()
+
+
+def test_the_page_shows_the_workers_answer_to_who_has_a_key(service: Service, tmp_path: Path):
+    """Behind the gate it is FastChat's page, unmodified, which listens on loopback alone."""
+    (tmp_path / "alice").write_text("sk-1")
+    page = service.stack.gated_page(service.controller, tmp_path).ready("/healthz")
+    for auth in (None, ("alice", "sk-2"), ("sk-1", "")):
+        answer = httpx.get(page.url + "/config", auth=auth)
+        assert (answer.status_code, answer.headers["www-authenticate"][:5]) == (401, "Basic")
+    with httpx.Client(base_url=page.url, timeout=60, auth=("alice", "sk-1")) as client:
+        assert shown_answer(client) == own_answer(service)
+        (tmp_path / "alice").write_text("sk-3")
+        wait_for("the new key", lambda: client.get("/config").status_code == 401, 5)
+    assert httpx.get(page.url + "/config", auth=("alice", "sk-3")).status_code == 200
+    assert page.terminate() == 0

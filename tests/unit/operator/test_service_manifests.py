@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.services import OWNER, manifest, plan_of, spec_of
 from yuan2_operator.manifests.service import obsolete, service_manifests
+from yuan2_operator.plan.owner import selector_labels
+from yuan2_operator.plan.service import config_name
 
 FULL = spec_of(
     imagePullSecrets=[{"name": "registry"}],
@@ -42,13 +44,14 @@ def container(plan, component):
 
 def test_the_children_are_applied_config_first_and_pods_last():
     kinds = [m["kind"] for m in service_manifests(plan_of(FULL))]
-    assert kinds == ["ConfigMap", *["Service"] * 3, *["Deployment"] * 4]
+    budgets, networks = ["PodDisruptionBudget"] * 2, ["NetworkPolicy"] * 2
+    assert kinds == ["ConfigMap", "ConfigMap", *["Service"] * 3, *budgets, *networks, *["Deployment"] * 4]
 
 
 def test_without_the_web_page_there_are_three_deployments_and_two_services():
     names = [(m["kind"], m["metadata"]["name"]) for m in service_manifests(plan_of())]
-    assert names == [
-        ("ConfigMap", "alpaca-serve"),
+    policies = ("PodDisruptionBudget", "NetworkPolicy")
+    assert [name for name in names[2:] if name[0] not in policies] == [
         ("Service", "alpaca-controller"),
         ("Service", "alpaca-api"),
         ("Deployment", "alpaca-controller"),
@@ -77,9 +80,12 @@ def test_every_child_goes_with_its_owner():
 
 def test_the_pods_read_the_job_that_was_planned():
     plan = plan_of(FULL)
-    data = manifest(plan, "ConfigMap", "alpaca-serve")["data"]
-    assert json.loads(data["job.json"]) == json.loads(plan.job.to_json())
     for component in ("worker", "api"):
+        config = manifest(plan, "ConfigMap", config_name(plan, component))
+        assert json.loads(config["data"]["job.json"]) == json.loads(plan.job.to_json())
+        assert config["immutable"]
+        [volume] = [v for v in pod_spec(plan, component)["volumes"] if v["name"] == "job"]
+        assert volume["configMap"] == {"name": config_name(plan, component)}
         [mount] = [m for m in container(plan, component)["volumeMounts"] if m["name"] == "job"]
         assert mount == {
             "name": "job",
@@ -198,14 +204,95 @@ def test_a_service_selects_the_pods_of_its_deployment():
         assert made["selector"]["matchLabels"] == selector
 
 
-def test_a_disabled_web_page_is_removed_service_first():
-    keys = obsolete(plan_of(), {"alpaca-controller", "alpaca-web"})
-    assert [(key.kind, key.name) for key in keys] == [("Service", "alpaca-web"), ("Deployment", "alpaca-web")]
+def test_the_page_asks_for_a_key_where_the_api_does():
+    plain = container(plan_of(spec_of(web={"enabled": True})), "web")
+    assert plain["command"][2] == "fastchat.serve.gradio_web_server"
+    assert [m["name"] for m in plain["volumeMounts"]] == ["scratch"]
+    plan = plan_of(FULL)
+    gated = container(plan, "web")
+    assert gated["command"][2:8] == ["yuan2_server", "web", "--port", "7000", "--page-port", "7001"]
+    assert {"name": "keys", "mountPath": "/etc/yuan2/keys", "readOnly": True} in gated["volumeMounts"]
+    assert gated["readinessProbe"]["httpGet"]["path"] == "/healthz"
+    [volume] = [v for v in pod_spec(plan, "web")["volumes"] if v["name"] == "keys"]
+    assert volume["secret"]["secretName"] == "keys"
+    last = plan_of(spec_of(web={"enabled": True, "port": 65535}, api={"keysSecret": {"name": "keys"}}))
+    assert "65534" in container(last, "web")["command"]
 
 
-def test_nothing_is_removed_that_is_wanted_or_not_there():
-    assert obsolete(plan_of(), {"alpaca-controller"}) == []
-    assert obsolete(plan_of(FULL), {"alpaca-web"}) == []
+def existing(plan):
+    return {(made["kind"], made["metadata"]["name"]) for made in service_manifests(plan)}
+
+
+def test_what_is_not_wanted_any_more_is_removed():
+    before = plan_of(spec_of(web={"enabled": True}))
+    after = plan_of(spec_of(networkPolicy={"enabled": False}))
+    keys = obsolete(after, existing(before), settled=True)
+    assert [(key.kind, key.name) for key in keys] == [
+        ("Deployment", "alpaca-web"),
+        ("NetworkPolicy", "alpaca-controller"),
+        ("NetworkPolicy", "alpaca-worker"),
+        ("Service", "alpaca-web"),
+    ]
+    assert obsolete(after, existing(after), settled=True) == []
+
+
+def test_job_files_of_earlier_revisions_stay_until_the_rollout_has_settled():
+    before, after = plan_of(), plan_of(spec_of(worker={"precision": "fp32"}))
+    there = existing(before) | existing(after) | {("ConfigMap", "alpaca-serve")}
+    assert obsolete(after, there, settled=False) == []
+    names = {key.name for key in obsolete(after, there, settled=True)}
+    assert names == {"alpaca-serve", config_name(before, "worker")}
+
+
+@pytest.mark.parametrize(
+    ("component", "port", "callers"),
+    [("controller", 8503, ["worker", "api", "web"]), ("worker", 8504, ["api", "web", "controller"])],
+)
+def test_what_asks_for_no_key_is_reached_by_those_who_need_it(component, port, callers):
+    prometheus = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
+        "podSelector": {"matchLabels": {"app": "prometheus"}},
+    }
+    plan = plan_of(spec_of(networkPolicy={"allowFrom": [prometheus]}))
+    spec = manifest(plan, "NetworkPolicy", f"alpaca-{component}")["spec"]
+    assert spec["podSelector"] == {"matchLabels": selector_labels(OWNER, component)}
+    [rule] = spec["ingress"]
+    own, other = rule["from"]
+    assert own["podSelector"]["matchLabels"] == {"yuan2.dev/service": "alpaca"}
+    assert own["podSelector"]["matchExpressions"][0]["values"] == callers
+    assert other == prometheus
+    assert rule["ports"] == [{"port": port, "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize("component", ["worker", "api"])
+def test_nodes_are_drained_one_pod_after_the_other_and_pods_spread(component):
+    plan = plan_of(spec_of())
+    labels = selector_labels(OWNER, component)
+    budget = manifest(plan, "PodDisruptionBudget", f"alpaca-{component}")["spec"]
+    assert budget == {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
+    [spread] = pod_spec(plan, component)["topologySpreadConstraints"]
+    assert (spread["whenUnsatisfiable"], spread["labelSelector"]) == (
+        "ScheduleAnyway",
+        {"matchLabels": labels},
+    )
+
+
+@pytest.mark.parametrize("component", ["controller", "worker", "api", "web"])
+def test_every_part_tolerates_and_is_placed_as_its_section_says(component):
+    placed = {
+        "nodeSelector": {"pool": "serving"},
+        "tolerations": [{"key": "serving", "operator": "Exists"}],
+        "priorityClassName": "serving",
+    }
+    section = {**placed, "enabled": True} if component == "web" else placed
+    pod = pod_spec(plan_of(spec_of(**{component: section})), component)
+    assert {name: pod[name] for name in placed} == placed
+
+
+def test_how_long_pods_may_finish_answers_is_the_specs():
+    grace = {"terminationGracePeriodSeconds": 900}
+    plan = plan_of(spec_of(worker=grace, api=grace))
+    assert [pod_spec(plan, part)["terminationGracePeriodSeconds"] for part in ("worker", "api")] == [900, 900]
 
 
 def test_a_field_that_was_taken_back_changes_the_stamp_of_its_object():

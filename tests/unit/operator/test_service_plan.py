@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.support.services import IMAGE, OWNER, finetune_of, manifest, plan_of, spec_of
+from tests.support.services import IMAGE, OWNER, SOURCE, finetune_of, manifest, plan_of, spec_of
 from yuan2_core.contract import ServeJob
 from yuan2_operator.api.service import ServedModel, ServiceStatus
 from yuan2_operator.plan.references import Missing, Reference, Rejection
 from yuan2_operator.plan.service import (
+    _told,
+    config_name,
     plan_service,
     public_url,
     references,
@@ -172,10 +176,33 @@ def test_the_public_url_follows_the_port():
 
 
 def test_a_changed_setting_replaces_only_the_pods_that_it_concerns():
-    before, after = plan_of(), plan_of(spec_of(worker={"maxConcurrentRequests": 2}))
+    before, after = plan_of(), plan_of(spec_of(worker={"precision": "fp32"}))
     assert revision(before, "worker") != revision(after, "worker")
     assert revision(before, "api") == revision(after, "api")
     assert revision(before, "controller") == revision(after, "controller")
+    assert config_name(before, "worker") != config_name(after, "worker")
+    assert config_name(before, "api") == config_name(after, "api")
+
+
+def test_a_field_that_a_later_operator_adds_replaces_no_pod():
+    """Its default says nothing new: only what differs from the defaults counts."""
+    job = plan_of().job
+    told = json.loads(_told(job, "worker")[-1])
+    assert "maxConcurrentRequests" not in told
+    assert (
+        json.loads(_told(plan_of(spec_of(worker={"maxConcurrentRequests": 2})).job, "worker")[-1])[
+            "maxConcurrentRequests"
+        ]
+        == 2
+    )
+
+
+def test_pods_are_told_the_aliases_and_the_limits_of_a_request():
+    model = {"name": "yuan2", "aliases": ["gpt-3.5-turbo"], "source": SOURCE}
+    api = {"corsOrigins": ["https://app.example"]}
+    job = plan_of(spec_of(model=model, worker={"maxConcurrentRequests": 2}, api=api)).job
+    assert job.aliases == ("gpt-3.5-turbo",)
+    assert (job.api.max_choices, job.api.cors_origins) == (2, ("https://app.example",))
 
 
 def test_another_run_of_the_same_finetune_replaces_the_workers():

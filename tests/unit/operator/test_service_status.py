@@ -224,6 +224,13 @@ def test_a_rejection_is_the_reason_of_not_being_ready():
     assert (status.phase, status.url) == ("Pending", None)
 
 
+def test_what_answers_is_ready_though_a_secret_is_missing_now():
+    status = status_of(decision=REJECTION, observation=observe(plan_of()))
+    assert read(status, "Accepted")[0] == "False"
+    assert read(status, "Ready") == ("True", "Ready")
+    assert message(status, "Ready").endswith(f"as it was before: {REJECTION.message}")
+
+
 def test_a_rejection_keeps_what_was_served_before():
     before = status_of()
     after = status_of(decision=REJECTION, prior=before)
@@ -262,9 +269,11 @@ decisions = st.sampled_from([plan_of(), REJECTION])
 
 @given(decisions, observations)
 @settings(max_examples=150, deadline=None)
-def test_ready_implies_accepted(decision, observation):
+def test_ready_implies_that_every_part_is_available(decision, observation):
     status = status_of(decision=decision, observation=observation)
-    assert read(status, "Ready")[0] != "True" or read(status, "Accepted")[0] == "True"
+    found = [observation.deployments.get(f"alpaca-{part}", {}) for part in PARTS]
+    available = [made.get("status", {}).get("availableReplicas") for made in found]
+    assert read(status, "Ready")[0] != "True" or all(available)
     assert (status.phase == "Ready") <= is_ready(status)
 
 
