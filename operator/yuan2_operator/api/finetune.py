@@ -295,6 +295,8 @@ class FineTuneStatus(Status):
     """Number of the newest attempt."""
     restarts: int = 0
     """Attempts that failed and count against `maxRestarts`."""
+    disruptions: int = 0
+    """Attempts that were preempted, evicted, drained, deleted or lost their node; none counts."""
     attempts: Annotated[
         list[Attempt], Field(max_length=ATTEMPTS_KEPT, json_schema_extra=list_map("number"))
     ] = Field(default_factory=list)
@@ -321,6 +323,8 @@ PRINTER_COLUMNS: list[dict[str, Any]] = [
     {"name": "Loss", "type": "number", "jsonPath": ".status.loss"},
     {"name": "ETA", "type": "string", "jsonPath": ".status.eta"},
     {"name": "Restarts", "type": "integer", "jsonPath": ".status.restarts"},
+    {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt", "priority": 1},
+    {"name": "Disruptions", "type": "integer", "jsonPath": ".status.disruptions", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Eval Loss", "type": "number", "jsonPath": ".status.evalLoss", "priority": 1},
     {"name": "Tokens/s", "type": "number", "jsonPath": ".status.tokensPerSecond", "priority": 1},

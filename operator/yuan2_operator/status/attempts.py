@@ -48,6 +48,8 @@ class Ledger:
     """Number of the newest attempt; 0 before the first."""
     restarts: int = 0
     """Attempts that failed, count against maxRestarts and were followed, or will be, by another one."""
+    disruptions: int = 0
+    """Attempts that ended through nobody's fault: preempted, evicted, drained, on a lost node, or deleted."""
     started: datetime | None = None
     """When the first attempt (after a suspension: the next one) was made: activeDeadlineSeconds runs from
     it."""
@@ -114,6 +116,7 @@ def read_ledger(status: FineTuneStatus) -> Ledger:
         attempts=tuple(status.attempts),
         number=status.attempt or 0,
         restarts=status.restarts,
+        disruptions=status.disruptions,
         started=status.start_time,
         ending=ending,
     )
@@ -258,6 +261,8 @@ def _consequence(ledger: Ledger, verdict: Judgement, policy: RunPolicy) -> dict[
     """What an ended attempt means for the run: its end, one restart more, or nothing."""
     if verdict.outcome in FINAL:
         return {"ending": Ending(FINAL[verdict.outcome], verdict.reason, verdict.message)}
+    if verdict.outcome == "Disrupted":
+        return {"disruptions": ledger.disruptions + 1}
     if not verdict.counted:
         return {}
     if ledger.restarts >= policy.max_restarts:

@@ -69,6 +69,7 @@ def compose(spec: FineTuneSpec, prior: FineTuneStatus, finding: Finding, now: da
             "estimate": prior.estimate if ended is not None else finding.estimate,
             "attempt": ledger.number or None,
             "restarts": ledger.restarts,
+            "disruptions": ledger.disruptions,
             "attempts": list(ledger.attempts),
             "start_time": ledger.started or prior.start_time,
             "completion_time": prior.completion_time or (now if ending is not None else None),

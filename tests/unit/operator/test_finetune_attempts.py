@@ -131,6 +131,7 @@ def test_a_job_deleted_by_somebody_is_a_disruption():
     cluster.delete_job(1)
     status = settle(cluster, loop)
     assert (status.attempt, status.restarts, last(status).outcome) == (2, 0, "Disrupted")
+    assert status.disruptions == 1
 
 
 def test_a_stall_deletes_the_job_counts_and_restarts():
