@@ -189,7 +189,7 @@ async def test_token_ids_are_those_of_the_model_that_is_asked_for(monkeypatch: p
     with pytest.raises(OpenAIError, match="check_embedding_ctx_length=False") as raised:
         await texts_of("text-embedding-ada-002", [(5, 6)])
     assert raised.value.param == "input"
-    assert not is_cached("cl100k_base", {CACHE_VARIABLE: "/nowhere"})
+    assert not is_cached({CACHE_VARIABLE: "/nowhere"})
 
 
 def test_either_a_text_or_messages_are_tokenized():
