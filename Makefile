@@ -34,7 +34,7 @@ demo: $(VENV)/.ok ## Train and serve a small Yuan 2.0 on a real one-node cluster
 demo-down: ## Remove every trace of the demo but the cache
 	@$(PYTHON) deploy/demo/demo.py down
 
-.PHONY: test lint unit compat build integration e2e
+.PHONY: test lint unit compat build integration processors soak-kill e2e
 test: ## Everything CI runs
 	@scripts/test.sh
 
@@ -61,6 +61,12 @@ build: ## Build a cluster's programs and, as root, the images into the cache
 
 integration: $(VENV)/.ok ## Against the real control plane, FastChat and DeepSpeed
 	$(PYTEST) tests/integration -q -n 2
+
+processors: $(VENV)/.ok ## The tests that carry the numbers, as other kinds of processors compute
+	@scripts/processors.sh $(PY)
+
+soak-kill: $(VENV)/.ok ## Runs killed in every phase, ten by chance (YUAN2_KILL_SEED, YUAN2_KILL_ROUNDS)
+	YUAN2_KILL_ROUNDS=$${YUAN2_KILL_ROUNDS:-10} $(PYTEST) tests/integration/trainer/test_kills.py -q -s
 
 e2e: $(VENV)/.ok ## On the real node
 	$(PYTEST) tests/e2e -q

@@ -1,8 +1,9 @@
 """Where the time of `make test` went: durations.py FOLDER
 
 The folder holds `stages.tsv` (stage, ok or FAILED, seconds; one a line) and, of stages that are tests, what
-pytest's `--junitxml` wrote: STAGE.xml. A test's time is that of its set-up, its body and its end, so the
-first one that asks for a cluster or a trained model carries it.
+pytest's `--junitxml` wrote: STAGE.xml, or STAGE-*.xml where a stage runs it several times. A test's time is
+that of its set-up, its body and its end, so the first one that asks for a cluster or a trained model carries
+it.
 """
 
 import sys
@@ -26,7 +27,7 @@ def tests_of(path: Path) -> Iterator[Test]:
     """The tests of one stage."""
     for case in ET.parse(path).iter("testcase"):  # noqa: S314 - pytest wrote it a moment ago
         file = case.get("classname", "").replace(".", "/")
-        yield Test(float(case.get("time", 0)), path.stem, f"{file}::{case.get('name')}")
+        yield Test(float(case.get("time", 0)), path.stem.partition("-")[0], f"{file}::{case.get('name')}")
 
 
 def report(folder: Path) -> str:

@@ -30,6 +30,7 @@ fi
 # Ahead of the tests that use them: their time-outs are not meant for a first build. Without Go those tests say so.
 if command -v go >/dev/null || [ -x /usr/local/go/bin/go ]; then stage build make --no-print-directory build; fi
 stage integration make --no-print-directory integration
+stage processors make --no-print-directory processors
 stage e2e make --no-print-directory e2e
 printf '\n' && "${PYTHON:-python3}" scripts/durations.py "$results"
 if [ ${#failed[@]} = 0 ]; then echo "test: all stages passed in $SECONDS s"; else echo "test: FAILED: ${failed[*]}"; fi

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from yuan2_model import Yuan2ForCausalLM, load_model
 
+pytestmark = pytest.mark.numbers
+
 GOLDEN = Path(__file__).parent / "yuan2-tiny"
 TOLERANCE = 1e-4
 PROMPT = 29

@@ -22,7 +22,7 @@ from yuan2_trainer.pod.outcome import Outcome
 from yuan2_trainer.pod.preflight import check_job
 from yuan2_trainer.pod.workspace import Workspace, replace
 
-_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
 _TOLD = (processors.VARIABLE, processors.CARELESS)
 """Variables of a test that its ranks see: forked from a server, they do not inherit this process's."""
 _RANK = "yuan2_trainer.rank"
@@ -31,6 +31,7 @@ _PRELOAD = ["torch._dynamo", "deepspeed", "tests.support.preloaded"]
 
 def _context() -> ForkServerContext:
     os.environ.update(_ENVIRONMENT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     return context

@@ -39,7 +39,10 @@ def write_data(path: Path, count: int) -> Path:
 
 
 def write_model(directory: Path, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
-    """A tiny random checkpoint in the published layout, with a tokenizer of its own."""
+    """A tiny random checkpoint in the published layout, with a tokenizer of its own.
+
+    For a training in 4 bits `hidden` must be a multiple of 64 (ADR 10).
+    """
     from yuan2_model import Yuan2Config, random_model, save_model
 
     directory.mkdir(parents=True, exist_ok=True)

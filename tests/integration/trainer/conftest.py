@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,15 +22,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def trained(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Train:
+def wide_inputs(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same with a model whose rows hold whole blocks of 4-bit weights: what QLoRA trains."""
+    return write_model(tmp_path_factory.mktemp("wide") / "model", hidden=64), inputs[1]
+
+
+@pytest.fixture(scope="session")
+def trained(
+    inputs: tuple[Path, Path], wide_inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Train:
     """Train with the given changes to the job and return its output directory; equal requests train once."""
     runs: dict[str, Path] = {}
 
-    def run(**changes: object) -> Path:
+    def run(**changes: Any) -> Path:
         key = repr(sorted(changes.items()))
         if key not in runs:
             root = tmp_path_factory.mktemp("run")
-            train(make_job(*inputs, root / "output", **{**BASE, **changes}), root / "workspace")
+            own = wide_inputs if "qlora" in changes.get("method", {}) else inputs
+            train(make_job(*own, root / "output", **{**BASE, **changes}), root / "workspace")
             runs[key] = root / "output"
         return runs[key]
 

@@ -39,6 +39,7 @@ def test_batch_shape_changes_neither_loss_nor_gradients(
     assert_same_run(shaped, trained())
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_ranks_compute_what_one_does(trained: Train, stage: int) -> None:
     split = trained(processes=2, micro_batch_size=2, gradient_accumulation_steps=2, stage=stage)
@@ -50,10 +51,13 @@ def test_zero_stage_changes_nothing(trained: Train, stage: int) -> None:
     assert_same_run(trained(stage=stage), trained())
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_bf16_follows_fp32_and_exports_bf16(trained: Train, stage: int) -> None:
     output = trained(processes=2, micro_batch_size=4, precision="bf16", stage=stage)
-    assert losses(output) == pytest.approx(losses(trained()), rel=5e-3)
+    # A result in bf16 is off by up to 2^-8 of itself; the loss is a mean over hundreds of tokens, each summed
+    # from many results whose errors have either sign.
+    assert losses(output) == pytest.approx(losses(trained()), rel=2**-8)
     assert {tensor.dtype for tensor in weights(output).values()} == {torch.bfloat16}
 
 

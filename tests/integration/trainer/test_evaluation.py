@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.trainer.test_methods import LORA, QLORA, needs_4_bits
+from tests.integration.trainer.test_methods import LORA, QLORA
 from tests.support.ranks import run_ranks, start_ranks
 from tests.support.training import losses, make_job, metrics, write_data
 from yuan2_trainer.checkpoint.manifest import checkpoint_name, open_checkpoint
@@ -121,7 +121,7 @@ def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_file(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, LORA, {**LORA, "stage": 3}, pytest.param(QLORA, marks=needs_4_bits)],
+    [{}, LORA, {**LORA, "stage": 3}, QLORA],
     ids=["full", "lora", "lora-zero-3", "qlora"],
 )
 def test_training_does_not_notice_that_it_is_judged(

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job, metrics
 from yuan2_core.contract import LoRA
-from yuan2_trainer.model.methods import BITSANDBYTES_FOR_CPU, missing_package
 
 Train = Callable[..., Path]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -28,11 +27,6 @@ LORA: dict[str, Any] = {
 }
 QLORA: dict[str, Any] = {**LORA, "method": {"qlora": {"target_modules": ALL}}, "precision": "bf16"}
 DORA: dict[str, Any] = {**LORA, "method": {"lora": {"dora": True, "rs_lora": True}}}
-
-needs_4_bits = pytest.mark.skipif(
-    missing_package("bitsandbytes", BITSANDBYTES_FOR_CPU) is not None,
-    reason="no bitsandbytes for a CPU",
-)
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
@@ -54,11 +48,17 @@ def test_lora_is_the_same_in_every_stage(trained: Train, stage: int, processes: 
 
 @pytest.mark.parametrize(
     ("method", "stage"),
-    [(LORA, 0), (LORA, 2), (LORA, 3), (DORA, 2), pytest.param(QLORA, 2, marks=needs_4_bits)],
+    [(LORA, 0), (LORA, 2), (LORA, 3), (DORA, 2), (QLORA, 2)],
 )
 def test_an_adapter_run_resumes_exactly(
-    trained: Train, inputs: tuple[Path, Path], tmp_path: Path, method: dict[str, Any], stage: int
+    trained: Train,
+    inputs: tuple[Path, Path],
+    wide_inputs: tuple[Path, Path],
+    tmp_path: Path,
+    method: dict[str, Any],
+    stage: int,
 ) -> None:
+    own = wide_inputs if method is QLORA else inputs
     unbroken = trained(**method, stage=stage)
     output = tmp_path / "output"
     shutil.copytree(unbroken, output)
@@ -66,7 +66,7 @@ def test_an_adapter_run_resumes_exactly(
         shutil.rmtree(output / made, ignore_errors=True)
     (output / "job.json").unlink()
     base = {"micro_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 8}
-    train(make_job(*inputs, output, **{**base, **method, "stage": stage}), tmp_path / "workspace")
+    train(make_job(*own, output, **{**base, **method, "stage": stage}), tmp_path / "workspace")
     assert "going on from step-000004" in (tmp_path / "workspace" / "rank-0.log").read_text()
     assert losses(output) == losses(unbroken)
     expected = weights(unbroken)
@@ -81,37 +81,40 @@ def test_checkpoints_hold_what_is_trained_and_nothing_else(trained: Train) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{**LORA, "stage": 2}, {**LORA, "stage": 3}, DORA, pytest.param(QLORA, marks=needs_4_bits)],
+    [{**LORA, "stage": 2}, {**LORA, "stage": 3}, DORA, QLORA],
     ids=["lora", "zero-3", "dora", "qlora"],
 )
 def test_the_merged_model_is_base_and_adapter(
-    trained: Train, inputs: tuple[Path, Path], changes: dict[str, Any]
+    trained: Train, inputs: tuple[Path, Path], wide_inputs: tuple[Path, Path], changes: dict[str, Any]
 ) -> None:
     """Loaded by plain PEFT over the published class; for QLoRA over the weights that its 4 bits stand for."""
+    directory = (wide_inputs if changes is QLORA else inputs)[0]
     from peft import PeftModel
 
     from yuan2_core.tokenizer import Yuan2Tokenizer
     from yuan2_model import Yuan2ForCausalLM
 
     output = trained(**changes)
-    base = Yuan2ForCausalLM.from_pretrained(inputs[0], dtype=torch.float32)
+    base = Yuan2ForCausalLM.from_pretrained(directory, dtype=torch.float32)
     if "qlora" in changes["method"]:
-        _as_its_4_bits(base, inputs[0])
+        _as_its_4_bits(base, directory)
     adapted = PeftModel.from_pretrained(base, output / "adapter").eval()
-    assert adapted.peft_config["default"].base_model_name_or_path == str(inputs[0])
+    assert adapted.peft_config["default"].base_model_name_or_path == str(directory)
     merged = Yuan2ForCausalLM.from_pretrained(output / "model", dtype=torch.float32)
     ids = torch.arange(3, 35).view(2, 16)
-    with torch.no_grad():
-        one, other = adapted(input_ids=ids).logits, merged(input_ids=ids).logits
-    # QLoRA's export is in bf16: each weight is within 1e-3, a logit is off by what rounding them adds up to.
-    tolerance = 5e-3 if "qlora" in changes["method"] else 1e-3
-    torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+    in_bf16 = "qlora" in changes["method"]
+    if not in_bf16:
+        with torch.no_grad():
+            one, other = adapted(input_ids=ids).logits, merged(input_ids=ids).logits
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
     summed = dict(adapted.merge_and_unload().named_parameters())
     for name, tensor in merged.named_parameters():
-        torch.testing.assert_close(tensor, summed[name], atol=1e-3, rtol=1e-3, msg=name)
-    for directory in ("adapter", "model"):
-        assert Yuan2Tokenizer.from_pretrained(output / directory).sep_id > 0
-        assert (output / directory / "config.json").is_file()
+        # Summed in fp32; QLoRA's sum is then rounded to bf16, by up to half a unit in the last place.
+        bound = {"atol": 1e-6, "rtol": 2**-8} if in_bf16 else {"atol": 1e-6, "rtol": 1e-5}
+        torch.testing.assert_close(tensor, summed[name], **bound, msg=name)
+    for made in ("adapter", "model"):
+        assert Yuan2Tokenizer.from_pretrained(output / made).sep_id > 0
+        assert (output / made / "config.json").is_file()
 
 
 def _as_its_4_bits(model: Any, directory: Path) -> None:
@@ -120,23 +123,6 @@ def _as_its_4_bits(model: Any, directory: Path) -> None:
     quantised = dict(load_quantised(directory, torch.device("cpu")).named_parameters())
     for name, parameter in model.named_parameters():
         parameter.data.copy_(dequantised(quantised[name]).float())
-
-
-@needs_4_bits
-def test_qlora_learns_beside_weights_of_4_bits(trained: Train, inputs: tuple[Path, Path]) -> None:
-    from bitsandbytes.nn import Params4bit
-
-    from yuan2_trainer.model.loading import load_for_training
-
-    found = losses(trained(**QLORA))
-    assert found[-1] < found[0] - 0.1
-    assert found == pytest.approx(losses(trained(**LORA)), rel=2e-2)
-    model = load_for_training(make_job(*inputs, Path("/o"), **QLORA))
-    quantised = {name for name, item in model.named_parameters() if isinstance(item, Params4bit)}
-    assert {name.split(".")[-3] for name in quantised} == set(ALL)
-    assert len(quantised) == 2 * len(ALL)
-    assert all(item.quant_state.nested for item in model.parameters() if isinstance(item, Params4bit))
-    assert model.lm_head.weight.dtype == model.model.norm.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "optimizer"), (3, "parameters")])

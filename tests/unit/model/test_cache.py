@@ -8,6 +8,8 @@ from torch import Tensor
 
 from yuan2_model import Yuan2Cache, Yuan2ForCausalLM
 
+pytestmark = pytest.mark.numbers
+
 
 @torch.no_grad()
 def test_selected_rows_go_on_as_they_would_have(model: Yuan2ForCausalLM, sequences: list[Tensor]) -> None:

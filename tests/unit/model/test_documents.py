@@ -12,6 +12,8 @@ from yuan2_model import Yuan2ForCausalLM, attention, random_model
 
 from .conftest import make_config
 
+pytestmark = pytest.mark.numbers
+
 
 def packed(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     """One row of all sequences and its document ids."""

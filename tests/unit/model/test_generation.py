@@ -9,6 +9,8 @@ from torch import Tensor
 from yuan2_model import Yuan2Cache, Yuan2ForCausalLM
 from yuan2_model.outputs import CACHE_NAME
 
+pytestmark = pytest.mark.numbers
+
 NEW = 12
 
 

@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 from yuan2_model import Yuan2ForCausalLM
 from yuan2_model.loss import labelled_loss_sum, shifted_labels
 
+pytestmark = pytest.mark.numbers
+
 
 def make_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from yuan2_model import Yuan2ForCausalLM
 
+pytestmark = pytest.mark.numbers
+
 SIDES = ("left", "right")
 
 

@@ -16,6 +16,8 @@ from yuan2_model.attention import Segment, attend, plan_segments, plan_varlen, u
 
 from .conftest import make_config
 
+pytestmark = pytest.mark.numbers
+
 TOLERANCE = 1e-5
 
 

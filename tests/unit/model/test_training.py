@@ -11,6 +11,8 @@ from yuan2_model.layers import RMSNorm
 
 from .conftest import make_config
 
+pytestmark = pytest.mark.numbers
+
 
 def gradients(model: Yuan2ForCausalLM, ids: Tensor) -> dict[str, Tensor]:
     model.zero_grad()

@@ -13,6 +13,8 @@ from yuan2_trainer.pod.outcome import JobError
 BITSANDBYTES_FOR_GPU = (0, 43)
 BITSANDBYTES_FOR_CPU = (0, 46)
 """First releases with nf4 for CUDA 12.2, and for a processor (bitsandbytes' release notes)."""
+BLOCK = 64
+"""4-bit weights that share a scale: bitsandbytes' default, and QLoRA's (arXiv 2305.14314)."""
 
 
 def check_method(job: TrainJob) -> None:
@@ -28,6 +30,26 @@ def check_method(job: TrainJob) -> None:
         if problem is not None:
             raise JobError(
                 f"method.qlora needs {problem}; use an image with a newer BASE_IMAGE, or method.lora"
+            )
+
+
+def check_rows(job: TrainJob, dimensions: Dimensions) -> None:
+    """Refuse 4 bits for a model whose rows of weights do not hold whole blocks, on a CPU.
+
+    There bitsandbytes counts blocks by row where the processor has AVX-512 and through the whole matrix where
+    it has not: any other row gets the scales of other blocks (ADR 10).
+
+    Raises:
+        JobError: names the field and the way out.
+    """
+    if job.method.qlora is None or job.launch.device == "cuda":
+        return
+    for name in ("hidden_size", "intermediate_size"):
+        size = getattr(dimensions, name)
+        if size % BLOCK:
+            raise JobError(
+                f"method.qlora: the model's {name} is {size}, and on CPUs bitsandbytes needs a multiple of "
+                f"{BLOCK} to read 4-bit weights rightly; use method.lora, or GPUs"
             )
 
 

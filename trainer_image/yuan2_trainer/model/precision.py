@@ -35,16 +35,17 @@ def check_model(model: nn.Module, job: TrainJob) -> None:
     """Compare the type of every parameter, and of its piece under ZeRO-3, with what the job asks for.
 
     Raises:
-        JobError: names the precision, a parameter that differs and the way out.
+        JobError: names the field, a parameter that differs and the way out.
     """
     whole = DTYPES[job.training.precision]
     four_bits = job.method.qlora is not None
-    wrong = [
-        f"{name} is {_short(found)}"
-        for name, found in _types(model)
-        if found != (STORAGE_TYPE if four_bits and is_quantised(name) else whole)
-    ]
-    _refuse(wrong, job)
+    _compare(
+        (
+            (name, found, STORAGE_TYPE if four_bits and is_quantised(name) else whole)
+            for name, found in _types(model)
+        ),
+        job,
+    )
 
 
 def check_state(state: Mapping[str, Tensor], job: TrainJob) -> None:
@@ -54,9 +55,7 @@ def check_state(state: Mapping[str, Tensor], job: TrainJob) -> None:
         JobError: as `check_model`.
     """
     wanted = DTYPES[job.training.precision]
-    _refuse(
-        [f"{name} is {_short(tensor.dtype)}" for name, tensor in state.items() if tensor.dtype != wanted], job
-    )
+    _compare(((name, tensor.dtype, wanted) for name, tensor in state.items()), job)
 
 
 def _types(model: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
@@ -68,15 +67,22 @@ def _types(model: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
             yield name, piece.dtype
 
 
-def _refuse(wrong: Iterable[str], job: TrainJob) -> None:
-    found = list(dict.fromkeys(wrong))
-    if found:
-        others = f" and {len(found) - 1} others are not either" if len(found) > 1 else ""
-        raise JobError(
-            f"training.precision: {job.training.precision} was asked for, but {found[0]}{others}; set "
-            f"deepspeed.stage to another stage than {job.stage}, or use an image with another DeepSpeed than "
-            f"{metadata.version('deepspeed')}"
-        )
+def _compare(types: Iterable[tuple[str, torch.dtype, torch.dtype]], job: TrainJob) -> None:
+    """Refuse (parameter, type found, type asked for) that differ."""
+    wrong = {name: (found, wanted) for name, found, wanted in types if found != wanted}
+    if not wrong:
+        return
+    name, (found, wanted) = next(iter(wrong.items()))
+    others = f" and {len(wrong) - 1} others are wrong too" if len(wrong) > 1 else ""
+    if job.method.qlora is None:
+        field, package = "training.precision", "deepspeed"
+        way_out = f"set deepspeed.stage to another stage than {job.stage}"
+    else:
+        field, package, way_out = "method.qlora", "bitsandbytes", "use method.lora"
+    raise JobError(
+        f"{field}: {name} is {_short(found)} instead of {_short(wanted)}{others}; {way_out}, or use an image "
+        f"with another {package} than {metadata.version(package)}"
+    )
 
 
 def _short(dtype: torch.dtype) -> str:

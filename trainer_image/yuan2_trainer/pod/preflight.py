@@ -18,7 +18,7 @@ from yuan2_model.fingerprint import model_fingerprint
 from yuan2_trainer.data.holdout import set_aside
 from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
 from yuan2_trainer.data.rendering import Beat
-from yuan2_trainer.model.methods import check_method, refuse
+from yuan2_trainer.model.methods import check_method, check_rows, refuse
 from yuan2_trainer.pod.outcome import JobError
 from yuan2_trainer.pod.room import check_room, room_after_data, room_before_data
 from yuan2_trainer.pod.workspace import Workspace
@@ -33,6 +33,7 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     check_method(job)
     refuse(job_conflicts(job))
     dimensions = check_model(job)
+    check_rows(job, dimensions)
     tokenizer = check_tokenizer(job, dimensions)
     check_output(job, dimensions)
     cache = data_cache(job.output)
