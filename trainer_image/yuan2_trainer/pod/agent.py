@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yuan2_trainer.pod.lifeline import Lifeline, Watch
-from yuan2_trainer.pod.parent import die_with_parent
+from yuan2_trainer.pod.parent import PARENT, die_with_parent
 from yuan2_trainer.pod.workspace import Workspace, replace
 
 JOINING_SECONDS = 900
@@ -24,6 +24,7 @@ JOINING_SECONDS = 900
 def main(arguments: list[str]) -> int:
     """Run `yuan2_trainer.rank` under torchrun; `arguments` are the workspace and torchrun's own options."""
     die_with_parent()
+    os.environ[PARENT] = str(os.getpid())  # of the ranks
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args

@@ -39,6 +39,7 @@ from yuan2_trainer.pod.outcome import (
     outcome_of,
     write_termination,
 )
+from yuan2_trainer.pod.parent import PARENT
 from yuan2_trainer.pod.preflight import check_job
 from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 from yuan2_trainer.reporting.progress import Tracker, progress_at, read_snapshot
@@ -176,6 +177,7 @@ class Launcher:
         processes = self.job.launch.processes_per_node
         threads = threads_per_process(available_cpus(), processes)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
+        environment[PARENT] = str(os.getpid())
         # A session of its own: a terminal's Ctrl-C reaches the launcher alone, which asks the ranks to stop.
         self.agent = subprocess.Popen(command, env=environment, start_new_session=True)
 
