@@ -7,6 +7,7 @@ CACHE  := $(or $(YUAN2_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yuan2)
 PYTHON ?= python3
 VENV   := .venv
 COMPAT := .venv-compat
+VLLM   := .venv-vllm
 PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 PATHS  := core:operator:trainer_image:server_image:deploy/local:deploy/demo
@@ -28,13 +29,16 @@ $(VENV)/.ok: requirements/dev.txt scripts/venv.sh
 $(COMPAT)/.ok: requirements/compat.txt scripts/venv.sh
 	@scripts/venv.sh $(COMPAT) requirements/compat.txt "$$(scripts/find-python.sh 3.10)"
 
+$(VLLM)/.ok: requirements/vllm.txt scripts/venv.sh server_image/pyproject.toml
+	@scripts/venv.sh $(VLLM) requirements/vllm.txt "$$(scripts/find-python.sh 3.11)" server_image
+
 .PHONY: demo demo-down
 demo: $(VENV)/.ok ## Train and serve a small Yuan 2.0 on a real one-node cluster, then ask it
 	@$(PY) deploy/demo/demo.py up
 demo-down: ## Remove every trace of the demo but the cache
 	@$(PYTHON) deploy/demo/demo.py down
 
-.PHONY: test lint unit compat build integration processors soak-kill e2e
+.PHONY: test lint unit compat vllm build integration processors soak-kill e2e
 test: ## Everything CI runs
 	@scripts/test.sh
 
@@ -55,6 +59,10 @@ unit: $(VENV)/.ok ## Unit and golden tests
 
 compat: $(COMPAT)/.ok ## The unit tests of trainer and server on Python 3.10 and torch 2.1.2
 	$(COMPAT)/bin/python -m pytest tests/unit/core tests/unit/model tests/unit/trainer tests/unit/server tests/golden -q -n 2 --dist loadfile
+
+# Both sides: our own model answers in .venv, vLLM in .venv-vllm.
+vllm: $(VENV)/.ok $(VLLM)/.ok ## The plugin yuan2_vllm in an unmodified vLLM on CPU
+	$(VLLM)/bin/python -m pytest tests/vllm -q
 
 build: ## Build a cluster's programs and, as root, the images into the cache
 	@$(PYTHON) deploy/local/cluster.py build
@@ -119,6 +127,6 @@ bench-train: $(VENV)/.ok ## The trainer against FastChat's, to build/bench/train
 
 .PHONY: clean clean-cache
 clean: ## Remove what was built in the checkout
-	rm -rf $(VENV) $(COMPAT) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(COMPAT) $(VLLM) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 clean-cache: ## Remove the cache outside the checkout
 	rm -rf $(CACHE)

@@ -19,3 +19,4 @@ for image in train serve operator; do
 done
 compile --python-version 3.10 requirements/compat.in -o requirements/compat.txt
 compile --universal --python-version 3.10 requirements/mutation.in -c requirements/dev.txt -o requirements/mutation.txt
+compile --python-version 3.11 requirements/vllm.in --override requirements/vllm-overrides.txt -o requirements/vllm.txt

@@ -1,0 +1,114 @@
+"""Our own model as a program, run with `.venv`: it makes tiny models and says what they answer.
+
+vLLM pins torch and transformers of its own: so the two sides are processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yuan2_core.tokenizer import train_tokenizer
+from yuan2_model import Yuan2Config, Yuan2ForCausalLM, load_model, random_model, save_model
+from yuan2_model.adapters import with_adapter
+
+TEXTS = (
+    "Who are you? I am Yuan, a small model for tests.",
+    "What is the man doing? The man is in the garden.",
+    "你是谁？我是源，一个用来测试的小模型。",
+    "今天天气很好，我们去公园散步吧。",
+    "1 + 1 = 2, 2 + 2 = 4, a < b > c",
+)
+ROWS = 448
+"""Of the embedding: more than the tokenizer has tokens, as in the published models."""
+
+
+def make(directory: str, context: int = 512, seed: int = 7) -> None:
+    """Write a random model and a tokenizer in the published layout: heads of 32, three layers, a megabyte."""
+    path = Path(directory)
+    tokenizer = train_tokenizer(TEXTS, 420, path)
+    eod = tokenizer.eod_id
+    config = Yuan2Config(
+        vocab_size=ROWS,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=context,
+        model_max_length=context,
+        eod_token=eod,
+        sep_token=tokenizer.sep_id,
+        pad_token_id=eod,
+        bos_token_id=eod,
+        eos_token_id=eod,
+        initializer_range=0.15,
+    )
+    save_model(random_model(config, seed), config, path)
+
+
+@torch.no_grad()
+def answers(
+    model: Yuan2ForCausalLM, prompts: list[list[int]], length: int, tokens: int
+) -> list[dict[str, Any]]:
+    """Each prompt's greedy continuation of `length` ids, whatever ends a text, and their log-probabilities.
+
+    Only the first `tokens` ids count: the others have no text.
+    """
+    found = []
+    for prompt in prompts:
+        ids, scores, cache = [], [], None
+        step = torch.tensor([prompt])
+        for _ in range(length):
+            output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            best, score = _best(output.logits[0, -1, :tokens])
+            ids.append(best)
+            scores.append(score)
+            step = torch.tensor([[best]])
+        found.append({"ids": ids, "logprobs": scores})
+    return found
+
+
+def _best(logits: Tensor) -> tuple[int, float]:
+    scores = logits.float().log_softmax(-1)
+    return int(scores.argmax()), float(scores.max())
+
+
+def adapter(directory: str, model: str, rank: int, seed: int) -> None:
+    """Write a random LoRA adapter on all seven projections in PEFT's layout, strong enough to change
+    answers."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+    torch.manual_seed(seed)
+    adapted = get_peft_model(load_model(model, dtype="float32"), config)
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.3 / rank)
+    adapted.save_pretrained(directory)
+
+
+def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a model, with an adapter merged into it where one is named, says to prompts."""
+    model = load_model(request["model"], dtype=request.get("dtype", "float32"))
+    if "adapter" in request:
+        model = with_adapter(model, request["adapter"])
+    return answers(model, request["prompts"], request["length"], request["tokens"])
+
+
+def main() -> None:
+    """One JSON request from standard input, one JSON answer to standard output."""
+    torch.set_num_threads(1)
+    does: dict[str, Any] = {"make": make, "adapter": adapter, "answer": lambda **request: answer(request)}
+    requests = json.load(sys.stdin)
+    sys.stdout.write(json.dumps([does[name](**request) for name, request in requests]))
+
+
+if __name__ == "__main__":
+    main()
