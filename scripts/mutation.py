@@ -63,7 +63,10 @@ PACKAGES = {
     "conversation": Package(
         ("yuan2_core/conversation.py",), (f"{_CORE}/test_conversation.py", f"{_GOLDEN}/test_render.py")
     ),
-    "packing": Package(("yuan2_trainer/data/packing.py",), (f"{_TRAINER}/test_data_packing.py",)),
+    "packing": Package(
+        ("yuan2_trainer/data/packing.py",),
+        (f"{_TRAINER}/test_data_packing.py", f"{_TRAINER}/test_families.py"),
+    ),
     "families": Package(
         ("yuan2_trainer/data/families.py",),
         (f"{_TRAINER}/test_families.py", f"{_TRAINER}/test_data_packing.py"),

@@ -79,6 +79,15 @@ def test_a_sequence_waits_until_its_cache_fits_and_one_always_runs():
     assert run(scheduler)[0][0] is two
 
 
+def test_caches_that_fit_to_the_token_run_together():
+    scheduler = Scheduler(Limits(4, max_cached_tokens=20))
+    one, two, three = sequence(4, 6), sequence(4, 6), sequence(1, 1)
+    for arrival in (one, two, three):
+        scheduler.add(arrival)
+    run(scheduler)
+    assert (scheduler.running, scheduler.cached_tokens) == ((two, one), 20)
+
+
 def test_newcomers_run_in_the_order_of_their_arrival():
     scheduler = Scheduler(Limits(4, 100))
     arrivals = [sequence() for _ in range(3)]

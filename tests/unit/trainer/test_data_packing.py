@@ -55,6 +55,11 @@ def test_an_item_goes_where_least_room_is_left() -> None:
     assert pack([6, 5, 3, 4], 10) == [[0, 3], [1, 2]]
 
 
+def test_equal_items_keep_their_order() -> None:
+    """On every processor: numpy's default sort may change it, and does with some instruction sets."""
+    assert pack([5] * 300, 10) == [[item, item + 1] for item in range(0, 300, 2)]
+
+
 def test_an_item_longer_than_a_row_is_refused() -> None:
     with pytest.raises(ValueError, match="11 tokens"):
         pack([11], 10)
@@ -67,6 +72,30 @@ def test_even_rows_keep_the_count_and_the_capacity(sizes: list[int], more: int) 
     assert len(rows) <= count
     assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
     assert max(loads(rows, sizes)) <= max(loads(pack(sizes, CAPACITY), sizes))
+
+
+def test_rows_are_as_even_as_the_smallest_capacity_makes_them() -> None:
+    searched, random = 0, np.random.default_rng(0)
+    for _ in range(400):
+        sizes = random.integers(1, 24, random.integers(4, 24)).tolist()
+        needed = {room: len(pack(sizes, room)) for room in range(max(sizes), CAPACITY + 1)}
+        counts = list(needed.values())
+        # Best fit may need more rows where there is more room; a search by halves may then miss the smallest.
+        if counts == sorted(counts, reverse=True):
+            for count in set(counts):
+                smallest = next(room for room in needed if needed[room] <= count)
+                assert pack_evenly(sizes, count, CAPACITY) == pack(sizes, smallest)
+                searched += smallest > max(*sizes, -(-sum(sizes) // count))
+    assert searched > 100  # cases whose answer is not the bound that the search begins with
+
+
+@given(lengths, st.integers(1, 8), st.integers(1, 4))
+def test_the_fullest_rows_come_first_so_that_those_run_together_are_alike(
+    sizes: list[int], micro: int, world: int
+) -> None:
+    cut = cut_batch(np.arange(len(sizes)), store_of(sizes), micro, CAPACITY, world, packing=True)
+    filled = [sum(sizes[int(item)] for item in row) for rows in cut for row in rows]
+    assert filled == sorted(filled, reverse=True)
 
 
 @given(lengths, st.integers(1, 8), st.integers(1, 4), st.booleans())
