@@ -32,6 +32,8 @@ from yuan2_operator.plan.capacity import Demand, room
 from yuan2_operator.plan.references import Missing, Reference, ReferenceKind
 
 CENSUS_SECONDS = 60.0
+KNOWN_SECONDS = 30.0
+SEEN_KEPT = 4096
 HOLDING = "status.phase!=Succeeded,status.phase!=Failed,spec.nodeName!="
 """Pods that hold a part of a node."""
 PROGRESS_TIMEOUT = 2.0
@@ -64,14 +66,30 @@ class Observer:
     through_proxy: bool
     """Progress is read through the API server, since pod IPs cannot be reached from here."""
     census: Census = field(default_factory=Census)
+    seen: dict[tuple[str, Reference], float] = field(default_factory=dict)
+    """References that were there, and when."""
 
     async def missing(self, namespace: str, references: Iterable[Reference]) -> list[Missing]:
-        """Those of `references` that are not there; each object is asked for once."""
-        wanted = list(references)
+        """Those of `references` that are not there; each object is asked for once, and one that was there not
+        again for `KNOWN_SECONDS`, however many passes there are."""
+        wanted = [entry for entry in references if not self._known(namespace, entry)]
         objects = {(reference.kind, reference.name): reference for reference in wanted}
         found = await asyncio.gather(*(self._find(namespace, entry) for entry in objects.values()))
         existing = dict(zip(objects, found, strict=True))
-        return [gap for reference in wanted if (gap := _gap(reference, existing)) is not None]
+        gaps = {reference: _gap(reference, existing) for reference in wanted}
+        now = time.monotonic()
+        if len(self.seen) > SEEN_KEPT:
+            self.seen.clear()
+        self.seen.update({(namespace, reference): now for reference, gap in gaps.items() if gap is None})
+        return [gap for gap in gaps.values() if gap is not None]
+
+    def _known(self, namespace: str, reference: Reference) -> bool:
+        """It was there a moment ago."""
+        at = self.seen.get((namespace, reference))
+        if at is not None and time.monotonic() - at > KNOWN_SECONDS:
+            del self.seen[(namespace, reference)]
+            at = None
+        return at is not None
 
     async def room(self, wanted: Demand) -> str | None:
         """How much room the nodes have, as of the last minute; None where the operator may not look."""

@@ -36,6 +36,8 @@ PROGRESS_FIELDS = frozenset(
 WRITE_SHARE = 0.2
 """Share of all steps after which progress is written, whatever the clock says."""
 WRITE_SECONDS = 60.0
+WORDS_SECONDS = 10.0
+"""A status in which only the sentence of a condition changed is written no sooner after the last write."""
 WRITE_SECONDS_GROWTH = 1 / 60
 """A long run is written more rarely: seconds between writes as a share of its age."""
 
@@ -78,9 +80,10 @@ def progress_fields(progress: Progress, prior: FineTuneStatus, now: datetime) ->
 
 
 def worth_writing(prior: FineTuneStatus, status: FineTuneStatus, last: Written | None, now: datetime) -> bool:
-    """Whether `status` must be written now: at once if more than progress changed, now and then otherwise."""
+    """Whether `status` must be written now: at once if more changed than progress or a sentence."""
     if _without_progress(prior) != _without_progress(status):
-        return True
+        said_otherwise = _without_words(prior) == _without_words(status)
+        return not said_otherwise or last is None or (now - last.at).total_seconds() >= WORDS_SECONDS
     if prior == status:
         return False
     if last is None:
@@ -135,6 +138,14 @@ def _without_progress(status: FineTuneStatus) -> Mapping[str, Any]:
     for condition in fields["conditions"]:
         if condition["type"] == CONDITION_RUNNING and condition["reason"] in _CHANGING:
             condition["message"] = ""
+    return fields
+
+
+def _without_words(status: FineTuneStatus) -> Mapping[str, Any]:
+    """The same without any sentence of a condition."""
+    fields = status.model_dump(exclude=set(PROGRESS_FIELDS))
+    for condition in fields["conditions"]:
+        condition["message"] = ""
     return fields
 
 

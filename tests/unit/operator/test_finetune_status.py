@@ -263,6 +263,19 @@ def test_anything_else_is_written_at_once():
     assert not worth_writing(prior, prior, None, START)
 
 
+def test_another_sentence_alone_waits_ten_seconds_and_another_reason_does_not():
+    early, later = (
+        status_of(seen=world("Pending", problem=Problem(Reason.IMAGE_PULL_FAILED, text)))
+        for text in ("not found", "unauthorized")
+    )
+    written = Written(0, START)
+    assert not worth_writing(early, later, written, START + timedelta(seconds=9))
+    assert worth_writing(early, later, written, START + timedelta(seconds=10))
+    assert worth_writing(early, later, None, START)
+    other = status_of(seen=world("Pending", problem=Problem(Reason.UNSCHEDULABLE, "not found")))
+    assert worth_writing(early, other, written, START)
+
+
 def test_sentences_about_pods_that_start_wait_for_their_turn():
     early = status_of(seen=world("Pending", "Pending"))
     later = status_of(seen=world("Running", "Pending"), prior=early)

@@ -54,7 +54,22 @@ async def test_a_config_map_without_the_key_is_missing_the_key(api, http):
     observer = observer_of(client, http)
     assert await observer.missing("demo", [TALK]) == [Missing(TALK, key_only=True)]
     assert await observer.missing("demo", [TALK]) == []
+    observer.seen.clear()
     assert await observer.missing("demo", [TALK]) == []
+
+
+async def test_what_was_there_is_not_looked_for_again_at_once(api, http, monkeypatch):
+    server, client = api
+    for _ in range(2):
+        server.answer("GET", "/api/v1/namespaces/demo/configmaps/talk", {"data": {"a.json": "[]"}})
+    observer = observer_of(client, http)
+    assert [await observer.missing("demo", [TALK]) for _ in range(3)] == [[], [], []]
+    assert len(server.asked) == 1
+    monkeypatch.setattr("yuan2_operator.observe.KNOWN_SECONDS", -1.0)
+    assert await observer.missing("demo", [TALK]) == []
+    assert len(server.asked) == 2
+    other = Reference("ConfigMap", "talk", "spec.dataset.source", "b.json")
+    assert await observer.missing("demo", [other]) == [Missing(other)]
 
 
 async def test_what_may_not_be_looked_at_is_no_answer(api, http):
