@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 600
+GRACE_SECONDS = 86_400
 """Answers under way get this long to end once the server stops; the pod's grace period may end sooner."""
 
 KEEP_ALIVE_SECONDS = 75

@@ -49,6 +49,11 @@ class Service:
 
         return wait_for(f"{kind}={status} {reason or ''}", look)
 
+    def names(self, api: str, plural: str) -> set[str]:
+        """Names of the namespace's objects of a kind."""
+        items = self.client.get(f"/apis/{api}/namespaces/{self.run.namespace}/{plural}")["items"]
+        return {item["metadata"]["name"] for item in items}
+
     def deployments(self) -> dict[str, dict[str, Any]]:
         items = self.client.get(f"/apis/apps/v1/namespaces/{self.run.namespace}/deployments")["items"]
         return {deployment["metadata"]["name"]: deployment for deployment in items}
@@ -107,6 +112,11 @@ def test_a_service_waits_for_its_finetune_and_serves_what_it_made(service):
     assert (status["model"]["claimName"], status["model"]["path"]) == ("models", "tuned/model")
     assert set(service.deployments()) == {f"{NAME}-controller", f"{NAME}-worker", f"{NAME}-api"}
     run = service.run
+    parts = {f"{NAME}-worker", f"{NAME}-api"}
+    assert service.names("policy/v1", "poddisruptionbudgets") == parts
+    networks = service.names("networking.k8s.io/v1", "networkpolicies")
+    assert networks == {f"{NAME}-controller", f"{NAME}-worker"}
+    assert {name.rpartition("-")[0] for name in run.objects("configmaps") if NAME in name} == parts
     run.cluster.kubectl("wait", "--for=condition=Ready", f"y2svc/{NAME}", "-n", run.namespace, "--timeout=5s")
 
 
