@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from tests.support.pod_processes import ask, ranks
 from tests.support.ports import free_port
 from tests.support.training import Pod, losses, make_job, start_pod
 from yuan2_core.contract import Launch, TrainJob
@@ -43,11 +43,6 @@ def pods_of(job: TrainJob, directory: Path) -> list[Pod]:
     return pods[::-1]
 
 
-def ask(job: TrainJob, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{job.progress_port}{path}", timeout=5) as answer:
-        return answer.read().decode()
-
-
 def wait_for_step(job: TrainJob, step: int, pods: list[Pod]) -> dict[str, Any]:
     """The first progress with at least so many steps done."""
     end = time.monotonic() + 240
@@ -61,20 +56,6 @@ def wait_for_step(job: TrainJob, step: int, pods: list[Pod]) -> dict[str, Any]:
             return progress
         time.sleep(0.02)
     raise TimeoutError([pod.output for pod in pods])
-
-
-def rank_process(pod: Pod) -> int:
-    """Process id of the pod's rank: a grandchild of its main process."""
-    agent = children(pod.process.pid)[0]
-    return next(child for child in children(agent) if b"yuan2_trainer.rank" in command_of(child))
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def command_of(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_pods_survive_sigterm_and_a_killed_rank_and_end_as_the_unbroken_run(
@@ -102,7 +83,7 @@ def test_pods_survive_sigterm_and_a_killed_rank_and_end_as_the_unbroken_run(
     pods = pods_of(job, tmp_path / "second")
     progress = wait_for_step(job, saved + 2, pods)
     assert progress["resumedFromStep"] == saved
-    os.kill(rank_process(pods[1]), signal.SIGKILL)
+    os.kill(ranks(pods[1])[0], signal.SIGKILL)
     killed_at = time.monotonic()
     assert [pod.wait() for pod in pods] == [1, 1], [pod.output for pod in pods]
     assert time.monotonic() - killed_at < 30
@@ -114,14 +95,14 @@ def test_pods_survive_sigterm_and_a_killed_rank_and_end_as_the_unbroken_run(
     # stopped here, as it would wait in a collective of NCCL.
     pods = pods_of(job, tmp_path / "third")
     wait_for_step(job, saved + 2, pods)
-    os.kill(rank_process(pods[0]), signal.SIGSTOP)
+    os.kill(ranks(pods[0])[0], signal.SIGSTOP)
     ages = []
     for _ in range(3):
         time.sleep(1)
         ages.append(json.loads(ask(job, "/progress"))["lastStepAgeSeconds"])
     assert ages[2] - ages[1] > 0.9
     assert ages[1] - ages[0] > 0.9
-    os.kill(rank_process(pods[1]), signal.SIGKILL)
+    os.kill(ranks(pods[1])[0], signal.SIGKILL)
     killed_at = time.monotonic()
     assert [pod.wait() for pod in pods] == [1, 1], [pod.output for pod in pods]
     assert time.monotonic() - killed_at < 30
