@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV   := .venv
 COMPAT := .venv-compat
 VLLM   := .venv-vllm
+FASTCHAT := .venv-fastchat
 PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 PATHS  := core:operator:trainer_image:server_image:deploy/local:deploy/demo
@@ -25,6 +26,10 @@ help: ## List the targets
 venv: $(VENV)/.ok ## Prepare .venv, the Python of tests and benchmarks
 $(VENV)/.ok: requirements/dev.txt scripts/venv.sh
 	@scripts/venv.sh $(VENV) requirements/dev.txt $(PYTHON)
+
+# FastChat as its documents pin it, the other side of the benchmarks.
+$(FASTCHAT)/.ok: requirements/fastchat.txt scripts/venv.sh
+	@scripts/venv.sh $(FASTCHAT) requirements/fastchat.txt "$$(scripts/find-python.sh 3.10)"
 
 $(COMPAT)/.ok: requirements/compat.txt scripts/venv.sh
 	@scripts/venv.sh $(COMPAT) requirements/compat.txt "$$(scripts/find-python.sh 3.10)"
@@ -67,7 +72,7 @@ vllm: $(VENV)/.ok $(VLLM)/.ok ## The plugin yuan2_vllm in an unmodified vLLM on 
 build: ## Build a cluster's programs and, as root, the images into the cache
 	@$(PYTHON) deploy/local/cluster.py build
 
-integration: $(VENV)/.ok ## Against the real control plane, FastChat and DeepSpeed
+integration: $(VENV)/.ok $(FASTCHAT)/.ok ## Against the real control plane, FastChat and DeepSpeed
 	$(PYTEST) tests/integration -q -n 2
 
 processors: $(VENV)/.ok ## The tests that carry the numbers, as other kinds of processors compute
@@ -116,17 +121,17 @@ bench-data: $(VENV)/.ok ## Memory for 0.8 million conversations, to build/bench/
 bench-operator: $(VENV)/.ok ## Requests and memory of the operator, to build/bench/operator.json (with Go)
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.operating
 
-bench-prepare: $(VENV)/.ok ## Preparation of data against FastChat's, to build/bench/prepare.json
+bench-prepare: $(VENV)/.ok $(FASTCHAT)/.ok ## Preparation of data against FastChat's, to build/bench/prepare.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.prepare
 
-bench-serve: $(VENV)/.ok ## Our worker against FastChat's, to build/bench/serve.json
+bench-serve: $(VENV)/.ok $(FASTCHAT)/.ok ## Our worker against FastChat's, to build/bench/serve.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.serve
 
-bench-train: $(VENV)/.ok ## The trainer against FastChat's, to build/bench/train.json
+bench-train: $(VENV)/.ok $(FASTCHAT)/.ok ## The trainer against FastChat's, to build/bench/train.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.train
 
 .PHONY: clean clean-cache
 clean: ## Remove what was built in the checkout
-	rm -rf $(VENV) $(COMPAT) $(VLLM) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(COMPAT) $(VLLM) $(FASTCHAT) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 clean-cache: ## Remove the cache outside the checkout
 	rm -rf $(CACHE)

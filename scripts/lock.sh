@@ -20,3 +20,4 @@ done
 compile --python-version 3.10 requirements/compat.in -o requirements/compat.txt
 compile --universal --python-version 3.10 requirements/mutation.in -c requirements/dev.txt -o requirements/mutation.txt
 compile --python-version 3.11 requirements/vllm.in --override requirements/vllm-overrides.txt -o requirements/vllm.txt
+compile --python-version 3.10 requirements/fastchat.in -o requirements/fastchat.txt

@@ -10,7 +10,15 @@ import json
 from pathlib import Path
 
 MODULE = "modeling_yuan2"
-MODELLING = """from yuan2_model import Yuan2Config as Ours
+MODELLING = """import sys
+import types
+
+# FastChat's environment has pydantic 1, and of our contract the model needs one name of a type.
+contract = types.ModuleType("yuan2_core.contract")
+contract.LossMode = str
+sys.modules.setdefault("yuan2_core.contract", contract)
+
+from yuan2_model import Yuan2Config as Ours
 from yuan2_model import Yuan2ForCausalLM
 
 

@@ -6,15 +6,16 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bench.machine import ROOT
+
 PROGRAM = Path(__file__).with_name("fastchat_data.py")
-PYTHON = sys.executable
-"""Of the environment that FastChat is installed in."""
+PYTHON = ROOT / ".venv-fastchat" / "bin" / "python"
+"""Of FastChat's own environment, with what its documents pin: `make .venv-fastchat/.ok`."""
 
 
 @dataclass
@@ -66,7 +67,7 @@ def fastchat(records: Path, tokenizer: Path, length: int, root: Path) -> Iterato
     """FastChat over a file of its records; `root` is an existing directory for what it hands over."""
     settings = {"tokenizer": str(tokenizer), "data": str(records), "length": length}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [PYTHON, str(PROGRAM), json.dumps(settings)]
+    command = [str(PYTHON), str(PROGRAM), json.dumps(settings)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -7,9 +7,9 @@ same prompts, greedy, fp32, all processors. One side works at a time, in turns.
 
 - Tokens a second: so many clients, each with one answer, unstreamed, through each side's own API server.
 - Time to the first token: answers asked for at random moments (Poisson), the same on both sides, streamed.
-  FastChat's API server cannot stream with the pydantic that the rest needs, so here ours stands before both
-  workers. Requests come at a share of what the slower side can do at 8 clients, so that no queue grows for
-  ever.
+  Requests come at a share of what the slower side can do at 8 clients, so that no queue grows for ever.
+
+FastChat's programs run in the environment that its documents pin (`.venv-fastchat`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 import httpx
 
 from tests.bench.fastchat_model import for_fastchat
+from tests.bench.fastchat_side import PYTHON
 from tests.bench.report import Report, Row, compared, options, percentile
 from tests.support.serving import Program, Stack, serve_job, tiny_model
 from tests.support.waiting import wait_for
@@ -68,10 +69,8 @@ SMALL = Plan(hidden=64, layers=1, tokens=8, words=4, streams=(1, 2), arrivals=4,
 class Side:
     """Where one side is asked."""
 
-    whole: str
-    """Its own API server."""
-    stream: str
-    """One that streams."""
+    url: str
+    """Of its API server."""
     endings: tuple[str, ...] = ("length",)
     """What it says of an answer that has all its tokens."""
 
@@ -124,9 +123,8 @@ async def _first_tokens(plan: Plan, ours: Side, theirs: Side, rate: float) -> li
     """Median and 99th percentile at so many requests a second."""
     found = [await _arrivals(side, plan, rate) for side in (ours, theirs)]
     sizes = f"{plan}, {plan.arrivals} requests at random moments, {rate:.2g} a second"
-    against = "FastChat's worker, our API server before both"
     return [
-        compared(f"time to the first token, built-in engine, {name}", against, sizes, [(one, other)], "s")
+        compared(f"time to the first token, built-in engine, {name}", AGAINST, sizes, [(one, other)], "s")
         for name, (one, other) in {
             "median": tuple(map(statistics.median, found)),
             "99th percentile": tuple(percentile(times, 99) for times in found),
@@ -151,25 +149,25 @@ async def _arrivals(side: Side, plan: Plan, rate: float) -> list[float]:
 
 
 async def _answer(client: httpx.AsyncClient, side: Side, plan: Plan, number: int) -> None:
-    response = await client.post(f"{side.whole}/v1/chat/completions", json=_request(plan, number))
+    response = await client.post(f"{side.url}/v1/chat/completions", json=_request(plan, number))
     response.raise_for_status()
     choice = response.json()["choices"][0]
     # An answer that ended early would count tokens that were never made. FastChat's worker says `stop` of one
     # that reached its length, too: it counts words, not tokens.
     if choice["finish_reason"] not in side.endings or not choice["message"]["content"]:
-        raise RuntimeError(f"{side.whole}: {choice}")
+        raise RuntimeError(f"{side.url}: {choice}")
 
 
 async def _first_token(client: httpx.AsyncClient, side: Side, plan: Plan, number: int) -> float:
     began, first = time.perf_counter(), None
     request = {**_request(plan, number), "stream": True}
-    async with client.stream("POST", f"{side.stream}/v1/chat/completions", json=request) as response:
+    async with client.stream("POST", f"{side.url}/v1/chat/completions", json=request) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
             if first is None and '"content": "' in line.replace('":"', '": "').replace('"content": ""', ""):
                 first = time.perf_counter() - began
     if first is None:
-        raise RuntimeError(f"{side.stream}: a stream without a token")
+        raise RuntimeError(f"{side.url}: a stream without a token")
     return first
 
 
@@ -201,16 +199,15 @@ def _ours(stack: Stack, model: Path) -> Side:
     job = serve_job(model, controller.url, max_concurrent_requests=LIMIT)
     stack.worker(job).ready()
     api = stack.api(job).ready()
-    return Side(api.url, api.url)
+    return Side(api.url)
 
 
 def _theirs(stack: Stack, model: Path, plan: Plan) -> Side:
     controller = stack.controller().ready("/test_connection")
-    stack.fastchat_worker(model, controller, LIMIT)
+    stack.fastchat_worker(model, controller, LIMIT, PYTHON)
     _wait_listed(controller, plan.seconds)
-    own = stack.fastchat_api(controller).ready("/v1/models")
-    streams = stack.api(serve_job(model, controller.url)).ready()
-    return Side(own.url, streams.url, ("length", "stop"))
+    api = stack.fastchat_api(controller, PYTHON).ready("/v1/models")
+    return Side(api.url, ("length", "stop"))
 
 
 def _wait_listed(controller: Program, seconds: float) -> None:

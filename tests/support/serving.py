@@ -157,21 +157,23 @@ class Stack:
         arguments += ["--termination-log", self.termination(port)]
         return self.run("api", [*arguments, "--keys", str(keys)] if keys else arguments, port)
 
-    def fastchat_api(self, controller: Program) -> Program:
-        """FastChat's own API server."""
+    def fastchat_api(self, controller: Program, python: Path | None = None) -> Program:
+        """FastChat's own API server, in the environment of `python` or this one."""
         port = free_port()
         arguments = ["-m", "fastchat.serve.openai_api_server", "--host", "127.0.0.1", "--port", str(port)]
-        return self.run("fastchat-api", [*arguments, "--controller-address", controller.url], port)
+        return self.run(
+            "fastchat-api", [*arguments, "--controller-address", controller.url], port, python=python
+        )
 
-    def fastchat_worker(self, model: Path, controller: Program, limit: int) -> Program:
-        """FastChat's own model worker, which takes so many requests at once."""
+    def fastchat_worker(self, model: Path, controller: Program, limit: int, python: Path) -> Program:
+        """FastChat's own model worker in the environment of `python`; it takes `limit` requests at once."""
         port = free_port()
         address = f"http://127.0.0.1:{port}"
         arguments = ["-m", "fastchat.serve.model_worker", "--host", "127.0.0.1", "--port", str(port)]
         arguments += ["--worker-address", address, "--controller-address", controller.url]
         arguments += ["--model-path", str(model), "--model-names", "yuan2", "--conv-template", "yuan2"]
         arguments += ["--device", "cpu", "--dtype", "float32", "--limit-worker-concurrency", str(limit)]
-        return self.run("fastchat-worker", arguments, port)
+        return self.run("fastchat-worker", arguments, port, python=python)
 
     def gated_page(self, controller: Program, keys: Path) -> Program:
         """FastChat's web page behind our gate."""
@@ -190,17 +192,23 @@ class Stack:
         return str(self.directory / f"termination-{port}.json")
 
     def run(
-        self, name: str, arguments: list[str], port: int, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        arguments: list[str],
+        port: int,
+        environment: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> Program:
-        """Start a Python program; its output goes to a file."""
+        """Start a Python program, of another environment if `python` says so; its output goes to a file."""
+        own = self._environment() if python is None else {**self._environment(), "PYTHONPATH": ""}
         log = self.directory / f"{name}-{port}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [str(python or sys.executable), *arguments],
                 stdout=output,
                 stderr=output,
                 cwd=self.directory,
-                env={**os.environ, **self._environment(), **(environment or {})},
+                env={**os.environ, **own, **(environment or {})},
             )
         program = Program(process, f"http://127.0.0.1:{port}", log)
         self.programs.append(program)
