@@ -190,7 +190,7 @@ class Checkpoint(Contract):
 
     every_steps: PositiveInt = 1200
     """Optimizer steps between two checkpoints."""
-    every_seconds: Annotated[int, Field(ge=60, le=2**31)] = 1800
+    every_seconds: Annotated[int, Field(ge=60, le=INT_LIMIT)] = 1800
     """Seconds after which a checkpoint is written between those of `everySteps`, at the end of a step."""
     keep: Annotated[PositiveInt, Field(json_schema_extra={"decidedBySize": True})] = 10
     """Complete checkpoints of `everySteps` that are kept; the oldest goes first. Of others only the newest

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, get_args
 from pydantic import ValidationError
 
 from yuan2_core.contract import (
+    INT_LIMIT,
     Checkpoint,
     DatasetLocation,
     DeepSpeed,
@@ -30,7 +31,7 @@ from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS, without_effect
 from yuan2_trainer.fastchat.zero_file import ZeroSettings
 from yuan2_trainer.pod.outcome import JobError
 
-NEVER: Final = 2**31
+NEVER: Final = INT_LIMIT
 """Steps, or checkpoints, that no run has."""
 _LOSSES: Final[Mapping[str, LossMode]] = {
     "efficient_loss": "efficient",
