@@ -6,6 +6,7 @@ SHELL := /bin/bash
 CACHE  := $(or $(YUAN2_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yuan2)
 PYTHON ?= python3
 VENV   := .venv
+LIGHT  := .venv-light
 COMPAT := .venv-compat
 VLLM   := .venv-vllm
 FASTCHAT := .venv-fastchat
@@ -20,19 +21,24 @@ export UV_NATIVE_TLS ?= 1
 
 .PHONY: help
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: venv
 venv: $(VENV)/.ok ## Prepare .venv, the Python of tests and benchmarks
 $(VENV)/.ok: requirements/dev.txt scripts/venv.sh
-	@scripts/venv.sh $(VENV) requirements/dev.txt $(PYTHON)
+	@python=$$(scripts/find-python.sh 3.11 $(PYTHON)) && scripts/venv.sh $(VENV) requirements/dev.txt "$$python"
+
+.PHONY: venv-light
+venv-light: $(LIGHT)/.ok ## Prepare .venv-light, without torch: for work on core and operator
+$(LIGHT)/.ok: requirements/light.txt scripts/venv.sh
+	@python=$$(scripts/find-python.sh 3.11 $(PYTHON)) && scripts/venv.sh $(LIGHT) requirements/light.txt "$$python"
 
 # FastChat as its documents pin it, the other side of the benchmarks.
 $(FASTCHAT)/.ok: requirements/fastchat.txt scripts/venv.sh
 	@scripts/venv.sh $(FASTCHAT) requirements/fastchat.txt "$$(scripts/find-python.sh 3.10)"
 
 $(COMPAT)/.ok: requirements/compat.txt scripts/venv.sh
-	@scripts/venv.sh $(COMPAT) requirements/compat.txt "$$(scripts/find-python.sh 3.10)"
+	@python=$$(scripts/find-python.sh 3.10) && scripts/venv.sh $(COMPAT) requirements/compat.txt "$$python"
 
 $(VLLM)/.ok: requirements/vllm.txt scripts/venv.sh server_image/pyproject.toml
 	@scripts/venv.sh $(VLLM) requirements/vllm.txt "$$(scripts/find-python.sh 3.11)" server_image
@@ -43,24 +49,25 @@ demo: $(VENV)/.ok ## Train and serve a small Yuan 2.0 on a real one-node cluster
 demo-down: ## Remove every trace of the demo but the cache
 	@$(PYTHON) deploy/demo/demo.py down
 
-.PHONY: test lint unit compat vllm build integration processors soak-kill e2e
+.PHONY: test lint unit unit-light compat vllm build integration processors soak-kill e2e
 test: ## Everything CI runs
 	@scripts/test.sh
 
-lint: $(VENV)/.ok ## Format, lint, types, layers, generated files
-	$(VENV)/bin/ruff format --check $(SOURCES)
+lint: verify ## Format, lint, types, layers, generated files
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/mypy
 	PYTHONPATH=$(PATHS) $(VENV)/bin/lint-imports
-	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd --check crds
-	$(PY) docs/fields.py --check
 	$(PY) scripts/sizes.py
 
 # Two processes of one thread each use two cores better than one process of two.
-unit compat integration: export OMP_NUM_THREADS = 1
+unit unit-light compat integration: export OMP_NUM_THREADS = 1
 
 unit: $(VENV)/.ok ## Unit and golden tests
 	$(PYTEST) tests/unit tests/golden -q -n 2 --dist loadfile
+
+unit-light: $(LIGHT)/.ok ## The unit tests of core and operator in .venv-light
+	$(LIGHT)/bin/python -m pytest tests/unit/core tests/unit/operator -q -n 2 --dist loadfile \
+	  -k "not transformers_reads and not of_our_own_code and not layer_of_ours" # those three need torch
 
 compat: $(COMPAT)/.ok ## The unit tests of trainer and server on Python 3.10 and torch 2.1.2
 	$(COMPAT)/bin/python -m pytest tests/unit/core tests/unit/model tests/unit/trainer tests/unit/server tests/golden -q -n 2 --dist loadfile
@@ -92,11 +99,15 @@ $(MUTATION)/.ok: requirements/mutation.txt $(VENV)/.ok
 mutation: $(MUTATION)/.ok ## What the tests of the pure packages do not notice, by package (hours)
 	@nice -n 19 $(PY) scripts/mutation.py
 
-.PHONY: verify format lock
-verify: format ## Regenerate what is generated, then require that nothing changed
+.PHONY: verify generate format lock
+verify: $(VENV)/.ok ## Check that code is formatted and generated files are up to date
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd --check crds
+	$(PY) docs/fields.py --check
+
+generate: $(VENV)/.ok ## Write the generated files: crds/ and the field tables in docs/
 	PYTHONPATH=$(PATHS) $(PY) -m yuan2_operator.api.crd crds
 	$(PY) docs/fields.py
-	git diff --exit-code
 
 format: $(VENV)/.ok ## Format the code
 	$(VENV)/bin/ruff format $(SOURCES)
@@ -132,6 +143,6 @@ bench-train: $(VENV)/.ok $(FASTCHAT)/.ok ## The trainer against FastChat's, to b
 
 .PHONY: clean clean-cache
 clean: ## Remove what was built in the checkout
-	rm -rf $(VENV) $(COMPAT) $(VLLM) $(FASTCHAT) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LIGHT) $(COMPAT) $(VLLM) $(FASTCHAT) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 clean-cache: ## Remove the cache outside the checkout
 	rm -rf $(CACHE)

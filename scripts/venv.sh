@@ -4,17 +4,9 @@
 set -euo pipefail
 directory=$1 lock=$2 python=$3 project=${4:-}
 cache=${YUAN2_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/yuan2}
-uv=$cache/uv-tool/bin/uv
 
 command -v "$python" >/dev/null || { echo "venv: $python is not installed" >&2; exit 1; }
-if ! [ -x "$uv" ]; then
-  "$python" -m venv "$cache/uv-tool" 2>/dev/null || {
-    [ "$(id -u)" = 0 ] || { echo "venv: install the package python3-venv" >&2; exit 1; }
-    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null
-    "$python" -m venv --clear "$cache/uv-tool"
-  }
-  "$cache/uv-tool/bin/pip" install -q "uv>=0.9"
-fi
+uv=$(scripts/uv.sh "$python")
 started=$SECONDS
 rm -rf "$directory"
 export UV_CACHE_DIR=$cache/uv
