@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -48,7 +49,8 @@ def save_model(
     Args:
         source: a model or its state dict, complete; a tied `lm_head.weight` may be absent, its copy is
             stored.
-        config: written with its published names and `torch_dtype` of the embedding.
+        config: written with its published names and `torch_dtype` of the embedding; `auto_map` only where
+            the directory has the files that it names.
         directory: made where it does not exist.
         max_shard_size: bytes, or text such as "5GB"; a larger model is sharded, with an index.
 
@@ -62,7 +64,7 @@ def save_model(
     stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
     try:
         names = _write_weights(tensors, stage, _bytes(max_shard_size))
-        _write_text(stage / CONFIG_FILE, _config_text(config, tensors[EMBEDDING]))
+        _write_text(stage / CONFIG_FILE, _config_text(config, tensors[EMBEDDING], root))
         _publish(stage, root, names)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -130,9 +132,22 @@ def _write_text(path: Path, text: str) -> None:
     sync(path)
 
 
-def _config_text(config: Yuan2Config, embedding: Tensor) -> str:
+def _config_text(config: Yuan2Config, embedding: Tensor, root: Path) -> str:
     document = config.published() | {"torch_dtype": str(embedding.dtype).removeprefix("torch.")}
+    if (code := document.pop("auto_map", None)) and _code_is_there(code, root):
+        document["auto_map"] = code
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _code_is_there(auto_map: Mapping[str, Any], root: Path) -> bool:
+    """Whether all modules that `auto_map` names, as `module.Class`, are files of the directory.
+
+    Programs that run remote code fail on a name without a file instead of using a class of their own.
+    """
+    classes = [
+        name for entry in auto_map.values() for name in (entry if isinstance(entry, list) else [entry])
+    ]
+    return all((root / f"{name.split('.')[0]}.py").is_file() for name in classes if name)
 
 
 def _publish(stage: Path, root: Path, names: list[str]) -> None:
