@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,16 @@ def test_flags_that_cannot_be_obeyed_are_refused(line: str, message: str) -> Non
 )
 def test_a_flag_without_effect_is_named(flags: str, note: str) -> None:
     assert any(found.startswith(note) for found in mapped(f"{LEAST} {flags}").notes)
+
+
+def test_the_page_shows_what_its_command_prints() -> None:
+    page = (ROOT / "docs/fastchat.md").read_text("utf-8")
+    command = page.split("-m yuan2_trainer.fastchat ", 1)[1].split("```")[0]
+    given = parse(shlex.split(command.replace("\\\n", " ")))
+    shown = [line for line in page.splitlines() if line.startswith("yuan2_trainer.fastchat: --")]
+    assert shown == [
+        f"yuan2_trainer.fastchat: {note}" for note in map_flags(given, ZeroSettings(), EIGHT).notes
+    ]
 
 
 def test_help_says_what_each_flag_does_here(capsys: pytest.CaptureFixture[str]) -> None:
