@@ -8,7 +8,8 @@ from pathlib import Path
 from yuan2_operator.config import Settings
 from yuan2_operator.constants import Reason
 
-PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "operations.md").read_text(encoding="utf-8")
 
 
 def first_column(header: str) -> list[str]:
@@ -30,3 +31,13 @@ def test_every_reason_is_explained_once():
 def test_every_setting_is_explained_once():
     known = [f"YUAN2_{name.upper()}" for name in Settings.model_fields]
     assert sorted(first_column("| setting | default | meaning |\n")) == sorted(known)
+
+
+def test_what_to_do_about_a_reason_is_said_under_its_name():
+    table = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
+    found = {word for row in rows for word in re.findall(r"`([A-Z][a-z]+[A-Z]\w+)`", row)}
+    own = {value for name, value in vars(Reason).items() if not name.startswith("_")}
+    of_the_trainer = set(re.findall(r"`(\w+)`", PAGE.split("the trainer's own reason:", 1)[1].split(";")[0]))
+    assert of_the_trainer <= found
+    assert found <= own | of_the_trainer
