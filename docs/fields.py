@@ -69,7 +69,7 @@ def tables(schema: Schema) -> str:
     parts = [section(f"spec.{name}", part, name in spec.get("required", ())) for name, part in fields(spec)]
     parts.append(section("status", schema["properties"]["status"], False))
     refusals = "\n".join(f"- {message}" for message in dict.fromkeys(messages(schema)))
-    return "\n".join(parts) + f"\n### Refused by the API server\n\n{refusals}\n"
+    return "\n".join(parts) + f"\n### Rejected by the API server\n\n{refusals}\n"
 
 
 def section(path: str, schema: Schema, required: bool) -> str:
