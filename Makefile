@@ -18,6 +18,12 @@ SOURCES := core operator trainer_image server_image deploy tests examples
 export YUAN2_CACHE := $(CACHE)
 # uv trusts the certificates that the machine trusts.
 export UV_NATIVE_TLS ?= 1
+# pip and uv name a package mirror differently; whichever name is set serves both.
+INDEX := $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL))
+ifneq ($(INDEX),)
+export UV_DEFAULT_INDEX := $(INDEX)
+export PIP_INDEX_URL := $(INDEX)
+endif
 
 .PHONY: help
 help: ## List the targets

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from yuan2_local import cluster, images, volumes
 from yuan2_local.client import Client
-from yuan2_local.command import run
+from yuan2_local.command import run, wait_until
 from yuan2_local.errors import ClusterError
 from yuan2_local.gobuild import go_command
 from yuan2_local.node import set_gpus
@@ -30,8 +31,10 @@ from yuan2_local.paths import (
     is_foreign,
     node_state,
 )
+from yuan2_local.proxies import around_proxy
 
 CRDS = REPOSITORY / "crds"
+_CRDS_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class TestCluster:
 
     def kubectl(self, *words: str, input: str | None = None) -> str:  # noqa: A002  (subprocess' own name)
         """Run kubectl as the administrator and return its output; ClusterError with its words if it fails."""
-        environ = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        environ = {**os.environ, **around_proxy(os.environ), "KUBECONFIG": str(self.kubeconfig)}
         return run([self.cache.binaries / "kubectl", *words], environ=environ, stdin=input)
 
     @property
@@ -137,4 +140,10 @@ def running_node(cache: Cache, state: State) -> Iterator[TestCluster]:
 def _install_crds(made: TestCluster) -> None:
     if any(CRDS.glob("*.yaml")):
         made.kubectl("apply", "--server-side", "-k", str(CRDS))
-        made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        # `kubectl wait` fails on a CRD that has no conditions yet.
+        wait_until("the CRDs", lambda: all(map(_established, made.client.get(_CRDS_PATH)["items"])), 30)
+
+
+def _established(crd: Mapping[str, Any]) -> bool:
+    conditions = (crd.get("status") or {}).get("conditions") or []
+    return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from yuan2_local.proxies import around_proxy
+
 from .errors import DemoError
 
 _START_SECONDS = 20.0
@@ -118,7 +120,7 @@ class Kubectl:
             process.stdout.close()
 
     def _environ(self) -> dict[str, str]:
-        return {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        return {**os.environ, **around_proxy(os.environ), "KUBECONFIG": str(self.kubeconfig)}
 
 
 def _first_line(output: IO[str]) -> str:

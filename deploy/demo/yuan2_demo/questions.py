@@ -163,12 +163,14 @@ def ask_all(
 
     `on_answer` is called in the order of the questions. Nothing is raised for a wrong or missing answer.
     """
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
 
+    # The API is on this machine or forwarded to it, never behind the machine's proxy.
+    direct = DefaultHttpxClient(trust_env=False)
     start = time.monotonic()
     answers: list[Answer] = []
     with (
-        OpenAI(base_url=base_url, api_key=api_key, timeout=REQUEST_SECONDS) as client,
+        OpenAI(base_url=base_url, api_key=api_key, timeout=REQUEST_SECONDS, http_client=direct) as client,
         ThreadPoolExecutor(concurrency) as pool,
     ):
         try:

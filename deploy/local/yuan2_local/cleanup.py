@@ -74,7 +74,7 @@ def remove_pods(cache: Cache, state: State, processes: Processes) -> None:
     processes.stop("provisioner")
     processes.stop("kubelet")
     try:
-        processes.ensure("containerd", node.containerd_argv(state), node.environ(os.environ))
+        processes.ensure("containerd", node.containerd_argv(state))
         await_containerd(state, processes)
         sweep_containers(state, crisweep)
     except ClusterError as error:

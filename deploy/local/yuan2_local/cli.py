@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from . import cluster, images, provisioner, registry, volumes
@@ -16,6 +17,7 @@ from .gobuild import NODE, ensure_binaries
 from .node import set_gpus
 from .paths import Cache, State, cache_from, control_plane_state, is_foreign, node_state
 from .processes import Processes
+from .proxies import around_proxy
 
 _INTERRUPTED = 130
 
@@ -93,7 +95,17 @@ def _up(options: argparse.Namespace, cache: Cache) -> None:
         return
     state = _state(options, cache)
     cluster.up(cache, state, with_node=not options.control_plane_only)
-    print(f"export KUBECONFIG={state.kubeconfig} PATH={cache.binaries}:$PATH")
+    print(exports(cache, state, os.environ))
+
+
+def exports(cache: Cache, state: State, environ: Mapping[str, str]) -> str:
+    """What a person types to reach the cluster from a shell with this environment."""
+    words = [
+        f"KUBECONFIG={shlex.quote(str(state.kubeconfig))}",
+        f"PATH={shlex.quote(str(cache.binaries))}:$PATH",
+    ]
+    words += [f"{name}={value}" for name, value in around_proxy(environ).items()]
+    return f"export {' '.join(words)}"
 
 
 def _down(options: argparse.Namespace, cache: Cache) -> None:

@@ -71,7 +71,10 @@ def up(cache: Cache, state: State, with_node: bool) -> ControlPlane:
     is left as it was, less what was started here.
     """
     if with_node and os.geteuid() != 0:
-        raise ClusterError("the node needs root: run as root, or use --control-plane-only")
+        raise ClusterError(
+            "the node needs root: run as root, name your own cluster with KUBECONFIG and REGISTRY, or start "
+            "the control plane alone with `cluster.py up --control-plane-only`"
+        )
     with exclusive(cache.locks / f"cluster{str(state.root).replace('/', '-')}.lock"):
         before = Processes(state).running()
         try:
@@ -127,13 +130,12 @@ def _chosen(state: State, with_node: bool) -> Cluster:
 
 
 def _start_node(cache: Cache, plane: ControlPlane, processes: Processes, fresh: bool) -> None:
-    environ = node.environ(os.environ)
     with step("registry"):
         address = registry.ensure_registry(cache)
     with step("containerd"):
         image = f"yuan2.dev/pause:{plane.binaries['pause'].parent.name.rsplit('-', 1)[1]}"
         node.write_configs(plane, cache, image)
-        processes.ensure("containerd", node.containerd_argv(plane.state), environ)
+        processes.ensure("containerd", node.containerd_argv(plane.state))
         cleanup.await_containerd(plane.state, processes)
         if fresh:
             # Pods of a cluster that a power cut ended are in the cached containerd still.
@@ -141,9 +143,9 @@ def _start_node(cache: Cache, plane: ControlPlane, processes: Processes, fresh: 
             prune_node(plane.state, address)
         _import_pause(plane, image)
     with step("node"):
-        processes.ensure("kubelet", node.kubelet_argv(plane), environ)
-        processes.ensure("kube-proxy", node.kube_proxy_argv(plane), environ)
-        processes.ensure("coredns", node.coredns_argv(plane), environ)
+        processes.ensure("kubelet", node.kubelet_argv(plane))
+        processes.ensure("kube-proxy", node.kube_proxy_argv(plane))
+        processes.ensure("coredns", node.coredns_argv(plane))
         processes.ensure(
             "provisioner", [shutil.which("python3") or "python3", LOCAL / "cluster.py", "provision"]
         )

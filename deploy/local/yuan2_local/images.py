@@ -26,7 +26,8 @@ from .registry import ensure_registry, has_image
 DEFAULT = ("train", "serve", "operator")
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _CA_IN_BUILD = "/etc/ssl/host-ca.crt"
-_PASSED_ON = ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_NATIVE_TLS")
+# uv and pip name a package mirror differently. Whichever is set serves both; uv's newest name goes first.
+_INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,13 @@ def plain_http_flags(registry: str) -> list[str]:
     host = urlsplit(f"//{registry}").hostname or ""
     loopback = host in ("localhost", "::1") or host.startswith("127.")
     return ["--tls-verify=false"] if loopback else []
+
+
+def package_arguments(environ: Mapping[str, str]) -> dict[str, str]:
+    """The build arguments that say where packages come from. A proxy is passed on by buildah itself."""
+    passed = {name: environ[name] for name in ("UV_NATIVE_TLS",) if name in environ}
+    mirror = next((environ[name] for name in _INDEXES if environ.get(name)), None)
+    return passed if mirror is None else {**passed, "PIP_INDEX_URL": mirror, "UV_INDEX_URL": mirror}
 
 
 class Builder:
@@ -193,9 +201,7 @@ class Builder:
 
     def _download_arguments(self) -> list[str]:
         """The build's package caches and, where the machine has its own authority, its certificate bundle."""
-        arguments: dict[str, str] = {
-            name: self._environ[name] for name in _PASSED_ON if name in self._environ
-        }
+        arguments = package_arguments(self._environ)
         mounts = []
         bundle = self._environ.get("PIP_CERT") or self._environ.get("SSL_CERT_FILE") or _CA_BUNDLE
         if Path(bundle).exists():

@@ -236,11 +236,6 @@ def coredns_argv(plane: ControlPlane) -> list[str]:
     return [str(plane.binaries["coredns"]), "-conf", str(plane.state.config / "Corefile")]
 
 
-def environ(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the node's programs: no proxy, for all they talk to is on this machine."""
-    return {name: value for name, value in base.items() if not name.lower().endswith("_proxy")}
-
-
 def _installed(name: str) -> str:
     found = shutil.which(name, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     if found is None:

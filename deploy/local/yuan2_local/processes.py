@@ -18,6 +18,7 @@ from pathlib import Path
 from .command import deferred_interrupts, tail
 from .errors import ClusterError
 from .paths import State
+from .proxies import without_proxy
 
 _STARTTIME_FIELD = 22  # of /proc/PID/stat, counted from 1: proc(5)
 _STATE_FIELD = 3
@@ -77,7 +78,10 @@ class Processes:
         return self._state.logs / f"{name}.log"
 
     def ensure(self, name: str, argv: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> bool:
-        """Start `name` unless it lives; True when it was started now."""
+        """Start `name` unless it lives; True when it was started now.
+
+        It gets `environ`, by default ours, without the variables of a proxy.
+        """
         record = self.records().get(name)
         if record and alive(record):
             return False
@@ -85,17 +89,17 @@ class Processes:
         self._state.logs.mkdir(parents=True, exist_ok=True)
         words = tuple(str(word) for word in argv)
         with deferred_interrupts():
-            self._spawn(name, words, environ)
+            self._spawn(name, words, without_proxy(os.environ if environ is None else environ))
         return True
 
-    def _spawn(self, name: str, argv: tuple[str, ...], environ: Mapping[str, str] | None) -> None:
+    def _spawn(self, name: str, argv: tuple[str, ...], environ: dict[str, str]) -> None:
         with self.log(name).open("ab") as log:
             child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=None if environ is None else dict(environ),
+                env=environ,
                 cwd="/",
                 start_new_session=True,
             )

@@ -129,7 +129,12 @@ class _Parrot(BaseHTTPRequestHandler):
         """Tests are quiet."""
 
 
-def test_ask_all_asks_in_order_and_counts_a_refused_request_as_wrong() -> None:
+def test_ask_all_asks_in_order_around_any_proxy_and_counts_a_refused_request_as_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens there
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Parrot)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -80,10 +80,6 @@ def test_a_resolv_conf_of_comments_names_no_server() -> None:
     assert node.has_nameserver("search example.org\nnameserver 192.0.2.1\n")
 
 
-def test_the_nodes_programs_get_no_proxy() -> None:
-    assert node.environ({"HTTPS_PROXY": "x", "no_proxy": "y", "PATH": "/bin"}) == {"PATH": "/bin"}
-
-
 def test_clients_certificates_serve_nothing() -> None:
     by_name = {c.name: c for c in certificates("local", ["10.244.0.1"], "10.244.0.1")}
     assert "serverAuth" not in extensions(by_name["admin"])
