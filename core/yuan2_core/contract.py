@@ -332,8 +332,8 @@ class Progress(Measurements):
     attempt: PositiveInt
     eta_seconds: float | None = None
     last_step_age_seconds: float | None = None
-    """Seconds since the last optimizer step, or the last micro batch of an evaluation, ended: grows when a
-    rank hangs."""
+    """Seconds since the last sign of life (an optimizer step, a micro batch of an evaluation, a tensor of the
+    export): grows when a rank hangs."""
     state_age_seconds: float | None = None
     """Seconds since `state` last changed, by the pod's own clock; absent from older trainers."""
     seconds_total: float = 0.0
@@ -345,7 +345,7 @@ class Termination(Contract):
 
     reason: str
     """CamelCase, fit for a condition: Complete, Preempted, InvalidData, InvalidModel, InvalidJob, OutputFull,
-    Crashed or `PEER_LOST`."""
+    Superseded, Crashed or `PEER_LOST`."""
     message: str
     """One sentence: what, where (file, record, field), and the way out."""
     progress: Progress | None = None

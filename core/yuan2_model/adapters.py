@@ -26,13 +26,18 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def merge_layers(model: nn.Module) -> None:
-    """Add each adapter to the weights beside it: summed in fp32, rounded once to the weights' type."""
+    """Add each adapter to the weights beside it."""
     for _, layer in adapted_layers(model):
-        base = layer.get_base_layer()
-        dtype = base.weight.dtype
-        layer.float()
-        layer.merge()
-        base.to(dtype)
+        merge_layer(layer)
+
+
+def merge_layer(layer: Any) -> None:
+    """Add an adapter to the weights beside it: summed in fp32, rounded once to the weights' type."""
+    base = layer.get_base_layer()
+    dtype = base.weight.dtype
+    layer.float()
+    layer.merge()
+    base.to(dtype)
 
 
 def with_adapter(model: Yuan2ForCausalLM, directory: str | PathLike[str]) -> Yuan2ForCausalLM:

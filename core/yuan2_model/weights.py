@@ -17,11 +17,10 @@ from yuan2_model.dimensions import EMBEDDING, HEAD
 from yuan2_model.errors import ModelFilesError
 from yuan2_model.files import CONFIG_FILE, ModelFacts, check_model_directory
 from yuan2_model.model import Yuan2ForCausalLM
-from yuan2_model.writing import save_model
+from yuan2_model.writing import DTYPES, save_model
 
 __all__ = ["load_config", "load_model", "load_weights", "random_model", "read_tensors", "save_model"]
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CONFIG_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -155,7 +154,7 @@ def _chosen_dtype(asked: torch.dtype | str | None, facts: ModelFacts) -> torch.d
     named = facts.config.get("torch_dtype", facts.config.get("dtype"))
     if named in _CONFIG_DTYPES:
         return _CONFIG_DTYPES[str(named)]
-    return _DTYPES[facts.tensors[EMBEDDING].dtype]
+    return DTYPES[facts.tensors[EMBEDDING].dtype]
 
 
 def _remember_dtype(config: Any, dtype: torch.dtype) -> None:

@@ -1,4 +1,8 @@
-"""Writing a model directory so that a reader sees the old model, none, or the new one: never a mixture."""
+"""Writes a model directory so that a reader finds the old model, none, or the new one: never a mixture.
+
+Tensor by tensor: a caller that has only one of them at a time, as a run whose weights are cut over many
+ranks, writes with `plan_model`, `ShardWriter` and `describe`; `save_model` is for a whole model in memory.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,166 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import torch
 from torch import Tensor, nn
 
 from yuan2_core.durable import sync
 from yuan2_model.config import Yuan2Config
 from yuan2_model.dimensions import EMBEDDING, HEAD, IGNORED_SUFFIX, tensor_shapes
+from yuan2_model.errors import ModelFilesError
 from yuan2_model.files import (
     BIN_FILE,
     BIN_INDEX,
     CONFIG_FILE,
     SAFETENSORS_FILE,
     SAFETENSORS_INDEX,
+    TensorFact,
     check_names,
     check_shape,
+    read_safetensors_header,
 )
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""torch's types by their name in safetensors."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_READABLE = 0o644
 _WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Which tensor will lie in which file."""
+
+    tensors: Mapping[str, TensorFact]
+    """In published order; a tied `lm_head.weight` is stored as well."""
+
+    @property
+    def shards(self) -> list[str]:
+        """Names of the weight files, in order."""
+        return list(dict.fromkeys(fact.file for fact in self.tensors.values()))
+
+    def of(self, shard: str) -> dict[str, TensorFact]:
+        """The tensors of a file."""
+        return {name: fact for name, fact in self.tensors.items() if fact.file == shard}
+
+    def has(self, directory: Path, shard: str) -> bool:
+        """Whether a file is there as planned, whole."""
+        try:
+            return read_safetensors_header(directory / shard) == self.of(shard)
+        except ModelFilesError:
+            return False
+
+
+def plan_model(
+    config: Yuan2Config,
+    dtype_of: Callable[[str], torch.dtype],
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+) -> ModelPlan:
+    """Fill files in published order; a tensor larger than the limit gets one of its own.
+
+    Args:
+        config: says names and shapes.
+        dtype_of: type of a tensor, by its name.
+        max_shard_size: bytes, or text such as "5GB".
+    """
+    limit = _bytes(max_shard_size)
+    facts = {
+        name: TensorFact("", shape, _NAMES[dtype_of(name)])
+        for name, shape in tensor_shapes(config.dimensions()).items()
+    }
+    groups = list(_groups(facts, limit))
+    names = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
+    if len(groups) == 1:
+        names = [SAFETENSORS_FILE]
+    placed = {}
+    for file, group in zip(names, groups, strict=True):
+        placed.update({name: TensorFact(file, facts[name].shape, facts[name].dtype) for name in group})
+    return ModelPlan(placed)
+
+
+class ShardWriter:
+    """Writes one file of a plan; it takes its name when it is whole and on the disk.
+
+    The format: 8 bytes of header length, a JSON header, then the tensors as they lie in memory
+    (https://huggingface.co/docs/safetensors).
+    """
+
+    def __init__(self, directory: Path, shard: str, tensors: Mapping[str, TensorFact]) -> None:
+        self._path = directory / shard
+        self._partial = directory / f".{shard}.partial"
+        self._tensors = tensors
+        self._left = iter(tensors)
+
+    def __enter__(self) -> ShardWriter:
+        self._stream = self._partial.open("wb")
+        self._stream.write(_header(self._tensors))
+        return self
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write the next tensor, which is the next one of the plan.
+
+        Raises:
+            OSError: the volume is full or not writable.
+        """
+        fact = self._tensors[name]
+        assert name == next(self._left), name
+        assert (tuple(tensor.shape), _NAMES[tensor.dtype]) == (fact.shape, fact.dtype), name
+        flat = tensor.detach().to("cpu").contiguous().flatten()
+        with self._named():
+            self._stream.write(flat.view(torch.uint8).numpy().data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            with self._named(), self._stream:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+            self._partial.replace(self._path)
+        else:
+            with suppress(OSError):
+                self._stream.close()
+            self._partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """The system's errors with the file's name, which a stream does not tell."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
+def describe(plan: ModelPlan, config: Yuan2Config, directory: Path, home: Path | None = None) -> list[str]:
+    """Write what stands beside the weights: an index, where there is more than one file, and config.json.
+
+    config.json keeps `auto_map` where `home`, by default the directory itself, has the files that it names.
+
+    Returns:
+        The names of weights and index.
+    """
+    names = plan.shards
+    if len(names) > 1:
+        total = sum(fact.size for fact in plan.tensors.values())
+        weight_map = {name: fact.file for name, fact in plan.tensors.items()}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_text(directory / SAFETENSORS_INDEX, json.dumps(index, indent=2) + "\n")
+        names = [*names, SAFETENSORS_INDEX]
+    dtype = DTYPES[plan.tensors[EMBEDDING].dtype]
+    document = config.published() | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    if (code := document.pop("auto_map", None)) and _code_is_there(code, home or directory):
+        document["auto_map"] = code
+    _write_text(directory / CONFIG_FILE, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return names
 
 
 def save_model(
@@ -59,84 +197,57 @@ def save_model(
         OSError: the volume is full or not writable; an older model is then still whole.
     """
     tensors = _complete_tensors(source.state_dict() if isinstance(source, nn.Module) else source, config)
+    plan = plan_model(config, lambda name: tensors[name].dtype, max_shard_size)
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
     try:
-        names = _write_weights(tensors, stage, _bytes(max_shard_size))
-        _write_text(stage / CONFIG_FILE, _config_text(config, tensors[EMBEDDING], root))
-        _publish(stage, root, names)
+        for shard in plan.shards:
+            with ShardWriter(stage, shard, plan.of(shard)) as writer:
+                for name in plan.of(shard):
+                    writer.add(name, tensors[name])
+        _publish(stage, root, describe(plan, config, stage, root))
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
 def _complete_tensors(state: Mapping[str, Tensor], config: Yuan2Config) -> dict[str, Tensor]:
-    """The tensors to write in published order, `lm_head.weight` with memory of its own."""
+    """The tensors to write, among them a tied `lm_head.weight`."""
     dimensions = config.dimensions()
     given = {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED_SUFFIX)}
     check_names(given, dimensions, "save_model")
     for name, tensor in given.items():
         check_shape(name, tuple(tensor.shape), dimensions, "save_model")
-    head = given.get(HEAD)
-    if head is None or head.data_ptr() == given[EMBEDDING].data_ptr():
-        given[HEAD] = given[EMBEDDING].detach().clone()
-    return {name: given[name].detach().contiguous() for name in tensor_shapes(dimensions)}
+    return {**given, HEAD: given.get(HEAD, given[EMBEDDING])}
 
 
-def _write_weights(tensors: Mapping[str, Tensor], stage: Path, limit: int) -> list[str]:
-    """Write one file, or shards and their index; return the names, the index last."""
-    groups = list(_shards(tensors, limit))
-    if len(groups) == 1:
-        _write_shard(stage / SAFETENSORS_FILE, groups[0])
-        return [SAFETENSORS_FILE]
-    weight_map = {}
-    names = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
-    for name, group in zip(names, groups, strict=True):
-        _write_shard(stage / name, group)
-        weight_map.update(dict.fromkeys(group, name))
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_text(stage / SAFETENSORS_INDEX, json.dumps(index, indent=2) + "\n")
-    return [*names, SAFETENSORS_INDEX]
-
-
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
-    """Fill shards in order; a tensor larger than the limit gets a shard of its own."""
-    group: dict[str, Tensor] = {}
+def _groups(facts: Mapping[str, TensorFact], limit: int) -> Iterator[list[str]]:
+    group: list[str] = []
     size = 0
-    for name, tensor in tensors.items():
-        bytes_ = tensor.numel() * tensor.element_size()
-        if group and size + bytes_ > limit:
+    for name, fact in facts.items():
+        if group and size + fact.size > limit:
             yield group
-            group, size = {}, 0
-        group[name] = tensor
-        size += bytes_
+            group, size = [], 0
+        group.append(name)
+        size += fact.size
     yield group
 
 
-def _write_shard(path: Path, group: Mapping[str, Tensor]) -> None:
-    try:
-        save_file(dict(group), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        # The library tells the system's error number in its text only; a caller wants to know a full volume.
-        if (number := re.search(r"os error (\d+)", str(error))) is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    # The library makes files that only their writer may read; a model is read by other pods and people.
-    path.chmod(_READABLE)
-    sync(path)
+def _header(tensors: Mapping[str, TensorFact]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, fact in tensors.items():
+        end = offset + fact.size
+        entries[name] = {"dtype": fact.dtype, "shape": list(fact.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     sync(path)
-
-
-def _config_text(config: Yuan2Config, embedding: Tensor, root: Path) -> str:
-    document = config.published() | {"torch_dtype": str(embedding.dtype).removeprefix("torch.")}
-    if (code := document.pop("auto_map", None)) and _code_is_there(code, root):
-        document["auto_map"] = code
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _code_is_there(auto_map: Mapping[str, Any], root: Path) -> bool:

@@ -14,9 +14,9 @@ from yuan2_core.contract import TrainJob
 from yuan2_trainer.data.prepare import Prepared, discard_cache
 from yuan2_trainer.model.deepspeed import prepare_environment, without_shared_memory_op
 from yuan2_trainer.pod.ending import leave, settle
-from yuan2_trainer.pod.host_memory import keep_freed_memory
+from yuan2_trainer.pod.host_memory import keep_freed_memory, return_freed_memory
 from yuan2_trainer.pod.logs import configure_logging
-from yuan2_trainer.pod.outcome import JobError
+from yuan2_trainer.pod.outcome import JobError, PreemptedError
 from yuan2_trainer.pod.parent import die_with_parent
 from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 
@@ -54,7 +54,6 @@ def train(workspace: Workspace) -> str:
 
     import torch.distributed as dist
 
-    from yuan2_trainer.checkpoint.export import export_model
     from yuan2_trainer.reporting.run_record import completed_step, make_record, write_record
     from yuan2_trainer.train.identity import differences, run_identity
 
@@ -77,7 +76,7 @@ def train(workspace: Workspace) -> str:
     if loop.tracker is not None:
         loop.tracker.update(state="exporting")
     step = position.step if judge is None else judge.put_best_in_place(loop.checkpoints, position.step)
-    exported = export_model(loop.stepper.engine, job)
+    exported = _export(job, loop, workspace, step)
     if judge is not None:
         judge.answer_after(step)
     if loop.recording is not None:
@@ -91,6 +90,21 @@ def train(workspace: Workspace) -> str:
     if judge is not None:
         return f"{judge.words(position.step, loop.total_steps, step)} {exported}"
     return f"{position.step} steps done; {exported}"
+
+
+def _export(job: TrainJob, loop: Loop, workspace: Workspace, step: int) -> str:
+    """Export the weights of a step, which are in place; returns words on where to."""
+    from yuan2_trainer.checkpoint.export import Export
+    from yuan2_trainer.evaluation.measuring import Pulse
+    from yuan2_trainer.pod.stopping import AskedToEndError, Vote
+
+    loop.checkpoints.release()
+    return_freed_memory()
+    pulse = Pulse(loop.stepper.vote or Vote(workspace.stop.exists), loop.tracker)
+    try:
+        return Export(job, loop.stepper.engine, loop.checkpoints.digest(step), pulse.beat).write()
+    except AskedToEndError as error:
+        raise PreemptedError("asked to end during the export; the next attempt goes on with it") from error
 
 
 def start_process_group(device: str, tf32: bool) -> None:
@@ -153,6 +167,7 @@ def build_loop(
     from yuan2_trainer.data.order import Course, Position
     from yuan2_trainer.data.store import SampleStore
     from yuan2_trainer.evaluation.judging import build_judge
+    from yuan2_trainer.pod.lease import require_lease
     from yuan2_trainer.pod.stopping import Vote
     from yuan2_trainer.reporting.mfu import Meter
     from yuan2_trainer.reporting.step_log import Recording
@@ -161,7 +176,9 @@ def build_loop(
     from yuan2_trainer.train.step import Stepper
 
     output = Path(job.output)
-    checkpoints = Checkpoints(output / "checkpoints", job.checkpoint.keep, _LOG.warning)
+    checkpoints = Checkpoints(
+        output / "checkpoints", job.checkpoint.keep, _LOG.warning, lambda: require_lease(job)
+    )
     found = checkpoints.latest()
     if found is not None:
         _refuse_another_run(found.manifest.identity, identity, found.directory)

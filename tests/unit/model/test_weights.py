@@ -277,7 +277,7 @@ class TestSaving:
 
         def dies(self: Path, target: Path) -> Path:
             calls.append(target)
-            if len(calls) == 2:
+            if sum(found.parent == sharded for found in calls) == 2:
                 raise KeyboardInterrupt
             return real(self, target)
 

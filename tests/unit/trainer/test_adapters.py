@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,16 @@ def test_the_count_of_trainable_numbers_is_that_of_peft(dora: bool) -> None:
     assert trainable_parameters(job().method, dimensions) == dimensions.parameters
 
 
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("kind", [{}, {"rs_lora": True}, {"dora": True}])
 def test_a_saved_adapter_loads_with_peft_and_equals_the_merged_weights(
     tmp_path: Path, kind: dict[str, bool]
@@ -129,7 +140,9 @@ def test_a_saved_adapter_loads_with_peft_and_equals_the_merged_weights(
 
     from yuan2_model import save_model
     from yuan2_model.adapters import with_adapter
-    from yuan2_trainer.model.adapters import add_adapter, merged_weights, save_adapter
+    from yuan2_model.dimensions import tensor_shapes
+    from yuan2_trainer.model.adapters import add_adapter, save_adapter
+    from yuan2_trainer.model.published import PublishedWeights
 
     model, adapter = tiny_model(), LoRA(target_modules=ALL, **kind)  # type: ignore[arg-type]
     add_adapter(model, adapter, "/base")
@@ -146,7 +159,8 @@ def test_a_saved_adapter_loads_with_peft_and_equals_the_merged_weights(
     loaded = PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval()
     assert loaded.peft_config["default"].base_model_name_or_path == "/base"
     served = with_adapter(tiny_model(), tmp_path).eval()
-    weights = merged_weights(state, model.config, adapter)
+    published = PublishedWeights(model, adapter)
+    weights = {name: published.read(name) for name in tensor_shapes(model.config.dimensions())}
     save_model(weights, model.config, tmp_path / "merged")
     whole = type(model).from_pretrained(tmp_path / "merged")
     with torch.no_grad():

@@ -19,6 +19,8 @@ from yuan2_trainer.evaluation.judging import Judge, perplexity, preempted_before
 from yuan2_trainer.evaluation.measuring import Pulse
 from yuan2_trainer.evaluation.standing import Standing
 from yuan2_trainer.pod.stopping import AskedToEndError, Vote
+from yuan2_trainer.pod.workspace import Workspace
+from yuan2_trainer.reporting.progress import Tracker, read_snapshot
 
 FACTS = {"total_steps": 9, "stage": 0, "identity": {}}
 
@@ -98,13 +100,15 @@ def test_what_is_pending_was_not_evaluated_yet(engine: Any) -> None:
     assert not judge.leads(Position(6, 1, 2))
 
 
-def test_a_beat_tells_of_the_others_and_of_a_pod_that_must_end(engine: Any) -> None:
-    told: list[dict[str, object]] = []
+def test_a_beat_tells_of_the_others_and_of_a_pod_that_must_end(engine: Any, tmp_path: Path) -> None:
+    readings = iter([7.0, 7.5, 8.5])
     pulse = judge_of(engine, Standing()).pulse
-    pulse.tracker = SimpleNamespace(update=lambda **changes: told.append(changes))  # type: ignore[assignment]
-    assert pulse.beat(busy=True)
-    assert not pulse.beat(busy=False)
-    assert [list(changes) for changes in told] == [["last_step_at"]]  # not at every beat
+    pulse.tracker = Tracker(Workspace(tmp_path), clock=lambda: next(readings))
+    told = []
+    for busy in (True, False, True):
+        assert pulse.beat(busy) == busy
+        told.append(read_snapshot(pulse.tracker.workspace).last_step_at)
+    assert told == [7.0, 7.0, 8.5]  # not at every beat
     with pytest.raises(AskedToEndError):
         judge_of(engine, Standing(), asked=True).pulse.beat()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
@@ -45,10 +46,12 @@ class Checkpoints:
     allows; where it does not, training waits.
     """
 
-    def __init__(self, root: Path, keep: int, warn: Warn) -> None:
+    def __init__(self, root: Path, keep: int, warn: Warn, guard: Callable[[], object] = lambda: None) -> None:
         self.root = root
         self.keep = keep
         self.warn = warn
+        self.guard = guard
+        """Raises where another attempt holds the output; rank 0 asks before it moves or removes anything."""
         self._copy = HostCopy()
         self._background = Background()
         self._completed: int | None = None
@@ -105,21 +108,39 @@ class Checkpoints:
     def _write(self, held: list[Fragment], manifest: Manifest) -> None:
         final = self.root / checkpoint_name(manifest.step)
         partial = final.with_name(final.name + PARTIAL)
-        self._together(lambda: _make_empty(partial), partial, only_rank_0=True)
+        self._together(lambda: self._guarded(_make_empty, partial), partial, only_rank_0=True)
         files = self._together(lambda: _write_own_shard(held, partial), partial)
         whole = manifest.model_copy(update={"files": dict(file for file in files if file is not None)})
-        self._together(lambda: _complete(partial, final, whole), partial, only_rank_0=True)
+        self._together(lambda: self._guarded(_complete, partial, final, whole), partial, only_rank_0=True)
         self._completed = manifest.step
         self._damaged.discard(final)
         if dist.get_rank() == 0:
             for directory in surplus(self.root, self.keep, self._damaged):
                 remove_checkpoint(directory)
 
+    def release(self) -> None:
+        """Give back the host memory of copies, when nothing is saved any more."""
+        self.finish()
+        self._copy = HostCopy()
+
+    def digest(self, step: int) -> str | None:
+        """SHA-256 of the manifest of a step's checkpoint, which holds those of its weights; `None`: there is
+        none."""
+        try:
+            manifest = (self.root / checkpoint_name(step) / MANIFEST).read_bytes()
+        except OSError:
+            return None
+        return hashlib.sha256(manifest).hexdigest()
+
+    def _guarded(self, act: Callable[..., None], *arguments: Any) -> None:
+        self.guard()
+        act(*arguments)
+
     def latest(self) -> Found | None:
         """The newest checkpoint whose files all have their checksums; the ranks verify a share of the files
         each."""
         if dist.get_rank() == 0 and self.root.is_dir():
-            remove_partials(self.root)
+            self._guarded(remove_partials, self.root)
         dist.barrier()
         every = complete_checkpoints(self.root, self.warn if dist.get_rank() == 0 else _silent)
         return next((found for found in every if self._is_sound(found.directory, found)), None)

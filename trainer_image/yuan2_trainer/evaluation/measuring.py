@@ -7,8 +7,6 @@ training depends on is touched.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,26 +23,20 @@ from yuan2_trainer.pod.stopping import Vote
 from yuan2_trainer.reporting.progress import Tracker
 from yuan2_trainer.train.step import Stepper
 
-BEAT_SECONDS = 1.0
-"""So often, at most, an evaluation says that it goes on."""
-
 
 @dataclass
 class Pulse:
-    """What a rank does between two forward passes: all ranks agree whether to go on, and this one tells that
+    """What a rank does between two pieces of work: all ranks agree whether to go on, and this one tells that
     it is alive."""
 
     vote: Vote
     tracker: Tracker | None = None
-    _told_at: float = -math.inf
 
     def beat(self, busy: bool = True) -> bool:
         """As `Vote.take`."""
         working = self.vote.take(busy)
-        now = time.monotonic()
-        if self.tracker is not None and now - self._told_at >= BEAT_SECONDS:
-            self._told_at = now
-            self.tracker.update(last_step_at=now)
+        if self.tracker is not None:
+            self.tracker.beat()
         return working
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters through PEFT: put beside the linear layers of a model, saved in PEFT's layout, merged.
+"""LoRA adapters through PEFT: put beside the linear layers of a model, saved in PEFT's layout.
 
 PEFT's layers are injected into the model, which stays a `Yuan2ForCausalLM`: the loop, evaluation and
 DeepSpeed see the same class in every method.
@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from yuan2_core.contract import LoRA
-from yuan2_model import Yuan2Config, Yuan2ForCausalLM
-from yuan2_model.adapters import ADAPTER_WEIGHTS, merge_layers
+from yuan2_model import Yuan2ForCausalLM
+from yuan2_model.adapters import ADAPTER_WEIGHTS
 from yuan2_trainer.model.quantised import silence_kernel_advice
 
 _PREFIX = "base_model.model."
@@ -80,22 +79,3 @@ def _saved_name(name: str) -> str:
     """PEFT leaves out the adapter's name, and for DoRA's magnitudes `.weight` as well."""
     head, _, tail = name.partition(f".{_ADAPTER}")
     return _PREFIX + head + ("" if head.endswith("lora_magnitude_vector") else tail)
-
-
-def merged_weights(state: Mapping[str, Tensor], config: Yuan2Config, adapter: LoRA) -> dict[str, Tensor]:
-    """The published tensors of base and adapter together, in the base's type; each layer is summed in fp32.
-
-    Args:
-        state: all tensors of the adapted model by its own names, on the CPU, the base's not quantised. Those
-            of merged layers are consumed.
-        config: the model's configuration.
-        adapter: what was trained.
-    """
-    with torch.device("meta"):
-        model = Yuan2ForCausalLM(config)
-        add_adapter(model, adapter, "")
-    model.load_state_dict(dict(state), strict=False, assign=True)
-    model.tie_weights()
-    merge_layers(model)
-    named = ((name, item) for name, item in model.named_parameters() if not is_adapter(name))
-    return {published_name(name): parameter.detach() for name, parameter in named}

@@ -19,6 +19,7 @@ from yuan2_trainer.data.holdout import set_aside
 from yuan2_trainer.data.prepare import Prepared, data_cache, prepare
 from yuan2_trainer.data.rendering import Beat
 from yuan2_trainer.model.methods import check_method, check_rows, refuse
+from yuan2_trainer.pod.lease import take_lease
 from yuan2_trainer.pod.outcome import JobError
 from yuan2_trainer.pod.room import check_room, room_after_data, room_before_data
 from yuan2_trainer.pod.workspace import Workspace
@@ -36,6 +37,7 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     check_rows(job, dimensions)
     tokenizer = check_tokenizer(job, dimensions)
     check_output(job, dimensions)
+    take_lease(job)
     cache = data_cache(job.output)
     prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat, cache)
     prepared = set_aside(job, prepared, tokenizer, workspace, beat, cache)

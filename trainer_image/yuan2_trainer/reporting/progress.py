@@ -7,6 +7,7 @@ Linux machine.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from yuan2_core.contract import Measurements, Progress, TrainState
 from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 
+BEAT_SECONDS = 1.0
+"""So often, at most, a long piece of work says that it goes on."""
 RECENT_STEPS = 20
 """Steps that the rate of tokens and the remaining time are averaged over."""
 
@@ -72,12 +75,20 @@ class Tracker:
     snapshot: Snapshot = field(default_factory=Snapshot)
     clock: Callable[[], float] = time.monotonic
     _recent: deque[StepReport] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    _told_at: float = -math.inf
 
     def update(self, **changes: object) -> None:
         if changes.get("state", self.snapshot.state) != self.snapshot.state:
             changes["state_since"] = self.clock()
         self.snapshot = self.snapshot.model_copy(update=changes)
         replace(self.workspace.progress, self.snapshot.model_dump_json())
+
+    def beat(self) -> None:
+        """Say that this rank is alive and at work; as often as anybody likes."""
+        now = self.clock()
+        if now - self._told_at >= BEAT_SECONDS:
+            self._told_at = now
+            self.update(last_step_at=now)
 
     def after_step(self, report: StepReport, now: float) -> None:
         self._recent.append(report)

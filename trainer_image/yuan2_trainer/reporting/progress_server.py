@@ -36,7 +36,7 @@ _GAUGES: tuple[tuple[str, str, str], ...] = (
     ("dropped_samples", "dropped_samples", "Sequences and records left out"),
     ("last_checkpoint_step", "last_checkpoint_step", "Step of the last complete checkpoint"),
     ("eta_seconds", "eta_seconds", "Remaining time at the recent pace"),
-    ("last_step_age_seconds", "last_step_age_seconds", "Time since the last optimizer step ended"),
+    ("last_step_age_seconds", "last_step_age_seconds", "Time since the last sign of life"),
 )
 _COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("seconds_in_steps", "seconds_in_steps", "Wall time of this attempt inside optimizer steps"),

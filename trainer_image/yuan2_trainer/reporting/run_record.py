@@ -16,6 +16,7 @@ import torch.distributed as dist
 from yuan2_core.contract import TrainJob
 from yuan2_trainer.checkpoint.export import is_exported
 from yuan2_trainer.data.prepare import Prepared
+from yuan2_trainer.pod.lease import require_lease
 from yuan2_trainer.pod.workspace import read_text, replace
 
 JOB_RECORD = "job.json"
@@ -54,6 +55,7 @@ def write_record(
     if exported_step is not None:
         ending["exportedStep"] = exported_step
     text = json.dumps({**record, **ending}, ensure_ascii=False, indent=2)
+    require_lease(job)
     replace(Path(job.output) / JOB_RECORD, text + "\n")
 
 
