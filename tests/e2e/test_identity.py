@@ -154,7 +154,9 @@ def test_a_guarded_service_with_a_page_waits_for_its_secret_and_wants_a_key(trai
     trained.wait("deployment/guarded-web", "Available", SERVICE_SECONDS)  # Ready speaks of the API
     page = trained.get("service", "guarded-web")["spec"]
     port = page["ports"][0]["port"]
-    answer = httpx.get(f"http://{page['clusterIP']}:{port}/", timeout=30, trust_env=False)
+    url = f"http://{page['clusterIP']}:{port}/"
+    assert httpx.get(url, timeout=30, trust_env=False).status_code == 401
+    answer = httpx.get(url, timeout=30, trust_env=False, auth=("alice", "open-sesame"))
     assert answer.status_code == 200
     assert "gradio" in answer.text
     trained.kubectl("delete", "y2svc", "guarded")
