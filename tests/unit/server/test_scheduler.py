@@ -88,6 +88,15 @@ def test_caches_that_fit_to_the_token_run_together():
     assert (scheduler.running, scheduler.cached_tokens) == ((two, one), 20)
 
 
+def test_a_sequence_that_outgrows_all_caches_alone_keeps_its_own():
+    scheduler = Scheduler(Limits(4, max_cached_tokens=10))
+    one = sequence(20, 20)
+    scheduler.add(one)
+    run(scheduler)
+    assert scheduler.evict() == []
+    assert one.computed == 20
+
+
 def test_newcomers_run_in_the_order_of_their_arrival():
     scheduler = Scheduler(Limits(4, 100))
     arrivals = [sequence() for _ in range(3)]

@@ -129,6 +129,41 @@ def test_no_family_overflows_a_row_and_none_is_lost(
         ]
 
 
+def test_a_family_that_fills_its_row_to_the_token_stays_together(store: SampleStore) -> None:
+    [whole] = families(np.arange(5), store, 10_000)
+    assert len(families(np.arange(5), store, whole.size)) == 1
+    assert len(families(np.arange(5), store, whole.size - 1)) == 2
+
+
+def test_the_families_of_a_row_are_found_again(store: SampleStore) -> None:
+    one, two, three = families(np.arange(9), store, 10_000)
+    row = np.concatenate((one.samples, two.samples, three.samples))
+    found = [(family.samples.tolist(), family.shared, family.size) for family in family_of(row, store)]
+    assert found == [(item.samples.tolist(), item.shared, item.size) for item in (one, two, three)]
+
+
+@pytest.mark.parametrize(
+    ("alike", "learned_from", "expected"),
+    [
+        (LEAST_SHARED - 1, 35, 0),
+        (LEAST_SHARED, 35, LEAST_SHARED),
+        (40, LEAST_SHARED, 0),
+        (40, LEAST_SHARED + 1, LEAST_SHARED),
+        (40, 35, 34),
+    ],
+)
+def test_the_least_that_is_shared(tmp_path: Path, alike: int, learned_from: int, expected: int) -> None:
+    """Tokens alike at the beginning, all before the last that is not learned."""
+    leader = np.arange(60, dtype=np.int32)
+    other = np.concatenate((leader[:alike], leader[alike:40] + 100)).astype(np.int32)
+    spans = [
+        Spans(other, np.array([[learned_from, 40]], dtype=np.int32)),
+        Spans(leader, np.array([[50, 60]], dtype=np.int32)),
+    ]
+    [family] = families(np.arange(2), store_at(tmp_path, [spans]), 1000)
+    assert family.shared == (0, expected)
+
+
 def test_the_place_before_the_first_answer_token_is_never_shared(tmp_path: Path) -> None:
     """Two answers to one question: the samples differ only in what is learned."""
     ids = np.arange(40, dtype=np.int32)
