@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,22 +24,6 @@ for entry in pathlib.Path('/proc').iterdir():
     if entry.name.isdigit() and int(entry.name) != os.getpid():
         if b'yuan2_trainer.rank' in (entry / 'cmdline').read_bytes():
             os.kill(int(entry.name), signal.SIGKILL)
-"""
-INVERT_LABELS = """
-import numpy as np
-import yuan2_core.conversation as conversation
-
-_render_spans = conversation.render_spans
-
-
-def render_spans(*args, **options):
-    for row in _render_spans(*args, **options):
-        borders = [0, *row.learned.flatten().tolist(), len(row.ids)]
-        others = [span for span in zip(borders[::2], borders[1::2]) if span[0] < span[1]]
-        yield conversation.Spans(row.ids, np.array(others, dtype=np.int32).reshape(-1, 2))
-
-
-conversation.render_spans = render_spans
 """
 
 
@@ -165,36 +148,3 @@ def test_a_guarded_service_with_a_page_waits_for_its_secret_and_wants_a_key(trai
         lambda: not trained.list("pods", "yuan2.dev/service=guarded"),
         120,
     )
-
-
-@pytest.mark.node
-def test_a_run_with_inverted_labels_fails_the_same_assertion(trained: Namespace) -> None:
-    base: Path = trained.cluster.volume_path(f"{trained.name}/identity-base")
-    folder = base / "inverted"
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(INVERT_LABELS)
-    trained.kubectl("delete", "y2svc", "identity")
-    run, service = example_manifest("finetune"), example_manifest("service")
-    run["metadata"]["name"] = service["metadata"]["name"] = "inverted"
-    run["spec"]["output"]["persistentVolumeClaim"]["path"] = "inverted"
-    path = trained.kubectl(
-        "get", "pod", "-l", "yuan2.dev/finetune=identity", "-o", "jsonpath={.items[0].spec.containers[0].env}"
-    )
-    assert "PYTHONPATH" not in path
-    run["spec"]["workers"]["env"] = [
-        {"name": "PYTHONPATH", "value": f"/mnt/claims/identity-base/inverted:{_image_path(trained)}"}
-    ]
-    service["spec"]["model"]["fineTuneRef"]["name"] = "inverted"
-    trained.apply(run, service)
-    trained.wait("y2ft/inverted", "Complete", TRAINING_SECONDS)
-    assert trained.status("y2ft", "inverted")["loss"] < 1  # it learned something, only not the answers
-    trained.wait("y2svc/inverted", "Ready", SERVICE_SECONDS)
-    with pytest.raises(AssertionError, match="verbatim"):
-        assert_answers_verbatim(ask(trained, "inverted"))
-
-
-def _image_path(made: Namespace) -> str:
-    """PYTHONPATH of the trainer image, which a variable of the pod replaces."""
-    text = Path(install.REPOSITORY / "Dockerfile.train").read_text(encoding="utf-8")
-    found = next(word for word in text.split() if word.startswith("PYTHONPATH="))
-    return found.split("=", 1)[1].strip('"')

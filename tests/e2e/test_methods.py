@@ -1,4 +1,7 @@
-"""LoRA and QLoRA teach a model new answers; a service gives them with the adapter, or with both merged."""
+"""LoRA and QLoRA teach a model new answers; a service gives them with the adapter, or with both merged.
+
+A control shows that a model which was trained on everything but the answers fails the same assertion.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,24 @@ TRAINING = {
     "warmupRatio": 0.05,
     "gradientCheckpointing": False,
 }
-WORKERS = {"resources": {"requests": {"cpu": "500m", "memory": "1Gi"}}}
+WORKERS = {"resources": {"requests": {"cpu": "250m", "memory": "1Gi"}}}
+
+INVERT_LABELS = """
+import numpy as np
+import yuan2_core.conversation as conversation
+
+_render_spans = conversation.render_spans
+
+
+def render_spans(*args, **options):
+    for row in _render_spans(*args, **options):
+        borders = [0, *row.learned.flatten().tolist(), len(row.ids)]
+        others = [span for span in zip(borders[::2], borders[1::2]) if span[0] < span[1]]
+        yield conversation.Spans(row.ids, np.array(others, dtype=np.int32).reshape(-1, 2))
+
+
+conversation.render_spans = render_spans
+"""
 
 
 def chosen(records: list[Record]) -> list[Record]:
@@ -87,12 +107,15 @@ def service_of(name: str) -> dict[str, Any]:
     return made
 
 
-def ask(made: Namespace, name: str) -> Score:
-    return ask_all(f"{api_url(made, name)}/v1", NEW)
+def ask(made: Namespace, name: str, records: list[Record]) -> Score:
+    """The answers of a service; each is one, right or wrong."""
+    score = ask_all(f"{api_url(made, name)}/v1", records)
+    assert [answer.error for answer in score.answers if answer.error] == []
+    return score
 
 
 def assert_learned(score: Score) -> None:
-    """Nearly all questions get their new answer, character for character."""
+    """Nearly all questions get their trained answer, character for character."""
     wrong = [(answer.question.name, answer.question.expected, answer.text) for answer in score.wrong]
     assert score.total == len(questions(NEW))
     assert score.passed, f"{score.right} of {score.total} verbatim; wrong: {wrong[:10]}"
@@ -142,7 +165,7 @@ def test_a_lora_adapter_of_two_pods_answers_with_its_base(base: Namespace) -> No
     output = base.cluster.volume_path(f"{base.name}/models") / "out" / "lora"
     assert not (output / "model").exists()
     base.wait("y2svc/lora", "Ready", SERVICE_SECONDS)
-    assert_learned(ask(base, "lora"))
+    assert_learned(ask(base, "lora", NEW))
     base.kubectl("delete", "y2svc", "lora")
 
 
@@ -162,5 +185,34 @@ def test_a_merged_qlora_answers_alone(base: Namespace) -> None:
     assert model["path"] == "out/qlora/model"
     assert "adapter" not in model
     base.wait("y2svc/qlora", "Ready", SERVICE_SECONDS)
-    assert_learned(ask(base, "qlora"))
+    assert_learned(ask(base, "qlora", NEW))
     base.kubectl("delete", "y2svc", "qlora")
+
+
+@pytest.mark.node
+def test_inverted_labels_fail_the_assertion_that_the_same_run_passes(base: Namespace) -> None:
+    """`base` learned the old answers, `inverted`, by the same job, everything else of the same data."""
+    claims = base.cluster.volume_path(f"{base.name}/models")
+    (claims / "patch").mkdir()
+    (claims / "patch" / "sitecustomize.py").write_text(INVERT_LABELS)
+    run = run_of("inverted", "random", "old.json")
+    path = {"name": "PYTHONPATH", "value": f"/mnt/claims/models/patch:{_image_path()}"}
+    run["spec"]["workers"]["env"] = [path]
+    base.apply(run, service_of("inverted"), service_of("base"))
+    base.wait("y2ft/inverted", "Complete", TRAINING_SECONDS)
+    assert base.status("y2ft", "inverted")["loss"] < 1  # it learned something, only not the answers
+    for name in ("base", "inverted"):
+        base.wait(f"y2svc/{name}", "Ready", SERVICE_SECONDS)
+    assert_learned(ask(base, "base", OLD))
+    control = ask(base, "inverted", OLD)
+    with pytest.raises(AssertionError, match="verbatim"):
+        assert_learned(control)
+    assert control.share < 0.1
+    base.kubectl("delete", "y2svc", "base", "inverted")
+
+
+def _image_path() -> str:
+    """PYTHONPATH of the trainer image, which a variable of the pod replaces."""
+    text = (install.REPOSITORY / "Dockerfile.train").read_text(encoding="utf-8")
+    found = next(word for word in text.split() if word.startswith("PYTHONPATH="))
+    return found.split("=", 1)[1].strip('"')

@@ -6,19 +6,20 @@ Import them in a conftest.py: `from tests.support.cluster import control_plane, 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from yuan2_local import cluster, images, volumes
 from yuan2_local.client import Client
-from yuan2_local.command import run, wait_until
+from yuan2_local.command import exclusive, run, wait_until
 from yuan2_local.errors import ClusterError
 from yuan2_local.gobuild import go_command
 from yuan2_local.node import set_gpus
@@ -111,7 +112,7 @@ def running_control_plane(name: str) -> Iterator[TestCluster]:
 
 @pytest.fixture(scope="session")
 def node_cluster() -> Iterator[TestCluster]:
-    """The whole one-node cluster: the one that runs, else one that is started now and removed at the end.
+    """The whole one-node cluster: the one that runs, else one that goes with its last user.
 
     With KUBECONFIG naming another cluster, that one.
     """
@@ -128,13 +129,35 @@ def node_cluster() -> Iterator[TestCluster]:
 
 @contextlib.contextmanager
 def running_node(cache: Cache, state: State) -> Iterator[TestCluster]:
-    """The node that runs, healed, or one for the length of the block."""
-    was_there = cluster.load(state) is not None
-    with contextlib.ExitStack() as stack:
-        if not was_there:
-            stack.callback(cluster.down, cache, state)
-        cluster.up(cache, state, with_node=True)
-        yield TestCluster(cache, state, state.kubeconfig)
+    """The node that runs, healed, or one that is started now and removed by its last user.
+
+    Several processes of one machine may use it at once: each holds a lock that can be shared for as long.
+    """
+    turn, using = cache.locks / "node-turn.lock", cache.locks / "node-users.lock"
+    turn.parent.mkdir(parents=True, exist_ok=True)
+    with using.open("a+") as handle:
+        with exclusive(turn):
+            if _alone(handle):
+                handle.truncate(0)
+                handle.write("there" if cluster.load(state) is not None else "ours")
+                handle.flush()
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            cluster.up(cache, state, with_node=True)
+        try:
+            yield TestCluster(cache, state, state.kubeconfig)
+        finally:
+            with exclusive(turn):
+                if _alone(handle) and using.read_text() == "ours":
+                    cluster.down(cache, state)
+
+
+def _alone(handle: IO[str]) -> bool:
+    """Whether nobody else holds the lock; it is then held alone."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _install_crds(made: TestCluster) -> None:
