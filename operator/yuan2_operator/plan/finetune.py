@@ -117,7 +117,7 @@ def requests(spec: FineTuneSpec) -> dict[str, str]:
     count, on_gpus = processes(spec), spec.workers.gpus_per_worker is not None
     return {
         "cpu": str(count) if on_gpus else f"{250 * count}m",
-        "memory": f"{4096 * count}Mi" if on_gpus else f"{512 * count}Mi",
+        "memory": f"{4 * count}Gi" if on_gpus else f"{512 * count}Mi",
     }
 
 

@@ -269,7 +269,7 @@ ON_GPUS = {"processesPerWorker": None, "gpusPerWorker": 8}
         (NOTHING, {"requests": {"cpu": "250m", "memory": "512Mi"}}),
         (
             {**NOTHING, **ON_GPUS},
-            {"limits": {"nvidia.com/gpu": "8"}, "requests": {"cpu": "8", "memory": "32768Mi"}},
+            {"limits": {"nvidia.com/gpu": "8"}, "requests": {"cpu": "8", "memory": "32Gi"}},
         ),
         ({"resources": {"requests": {"cpu": None}}}, {"requests": {"memory": "1Gi"}}),
         ({"resources": {"requests": None, "limits": {"cpu": "2"}}}, {"limits": {"cpu": "2"}}),
