@@ -72,14 +72,14 @@ def test_bf16_is_bf16_whether_the_processor_knows_fp16_or_not(
     ("method", "way_out"), [({}, "set it to fp32, or use GPUs that can"), (QLORA, "use GPUs that can")]
 )
 def test_bf16_where_the_device_does_not_know_it_is_an_invalid_job(
-    inputs: tuple[Path, Path],
+    wide_inputs: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: dict[str, Any],
     way_out: str,
 ) -> None:
     monkeypatch.setenv(processors.VARIABLE, "none")
-    outcome = run_ranks(job_of(inputs, tmp_path, precision="bf16", **method), tmp_path / "workspace")[0]
+    outcome = run_ranks(job_of(wide_inputs, tmp_path, precision="bf16", **method), tmp_path / "workspace")[0]
     assert (outcome.exit_code, outcome.reason) == (78, "InvalidJob")
     assert outcome.message == f"training.precision: this cpu device cannot compute in bf16; {way_out}"
 
