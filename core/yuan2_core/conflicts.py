@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
-from yuan2_core.contract import DeepSpeed, LoRA, Method, TrainJob
+from yuan2_core.contract import TrainJob
+from yuan2_core.sections import DeepSpeed, LoRA, Method
 
 MethodName = Literal["full", "lora", "qlora"]
 

@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from yuan2_core.contract import LossMode
 from yuan2_core.errors import MessageError
 from yuan2_core.messages import Message, MessageLike, Turn, read_dialogue
+from yuan2_core.sections import LossMode
 from yuan2_core.segments import BYTES_OF_ID, Ids, id_bytes
 from yuan2_core.tokenizer import Yuan2Tokenizer
 

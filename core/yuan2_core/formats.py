@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from yuan2_core.contract import DatasetFormat
 from yuan2_core.conversation import Conversation
 from yuan2_core.errors import DatasetError, MessageError
 from yuan2_core.json_records import BrokenRecord, read_records
 from yuan2_core.messages import FASTCHAT, Message, Turn, check_answer, check_text, kind, read_dialogue
+from yuan2_core.sections import DatasetFormat
 
 __all__ = [
     "Dataset",

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yuan2_core.contract import Device, ServePrecision
 from yuan2_core.errors import UserError
 from yuan2_core.host_memory import available_bytes
 from yuan2_core.processors import available_cpus
+from yuan2_core.sections import Device, ServePrecision
 from yuan2_server.cache import CacheStore, token_budget, token_bytes
 from yuan2_server.protocol import ErrorCode, RequestError
 from yuan2_server.scheduler import Slice

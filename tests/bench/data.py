@@ -19,7 +19,8 @@ import psutil
 
 from tests.bench.report import Report, Row, at_most, options, plain
 from tests.support.many_conversations import TURNS, varied, write_conversations
-from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.contract import DatasetLocation
+from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 from yuan2_trainer.data.collate import collate
 from yuan2_trainer.data.order import epoch_order

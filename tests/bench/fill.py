@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.bench.report import Row, at_least, plain
-from yuan2_core.contract import Training
+from yuan2_core.sections import Training
 from yuan2_trainer.data.collate import collate
 from yuan2_trainer.data.order import epoch_order, share_of_rank
 from yuan2_trainer.data.packing import cut_batch

@@ -19,10 +19,11 @@ from tests.bench.fastchat_side import FastChat, fastchat
 from tests.bench.fill import measure as fill
 from tests.bench.report import Report, Row, at_least, at_most, compared, options, plain
 from tests.bench.texts import TURNS, Texts, in_fastchats_format, shuffled, templated, texts, write_records
-from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.contract import DatasetLocation
 from yuan2_core.conversation import Conversation, render_spans
 from yuan2_core.formats import load_conversations
 from yuan2_core.processors import available_cpus
+from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer
 
 MAX_LENGTH = 2048

@@ -18,7 +18,8 @@ import torch
 
 from tests.support.ports import free_port
 from tests.support.training import make_job
-from yuan2_core.contract import DatasetLocation, Training, TrainJob
+from yuan2_core.contract import DatasetLocation, TrainJob
+from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model import Yuan2Config, Yuan2ForCausalLM, random_model
 from yuan2_trainer.data.order import epoch_order

@@ -14,16 +14,9 @@ import pytest
 from tests.support.finetunes import MINIMAL, merged
 from tests.support.training import make_job
 from yuan2_core.conflicts import job_conflicts
-from yuan2_core.contract import (
-    DEFAULT_EPOCHS,
-    DEFAULT_WARMUP_RATIO,
-    Checkpoint,
-    Launch,
-    Method,
-    Training,
-    TrainJob,
-)
+from yuan2_core.contract import Launch, TrainJob
 from yuan2_core.presets import PRESETS
+from yuan2_core.sections import DEFAULT_EPOCHS, DEFAULT_WARMUP_RATIO, Checkpoint, Method, Training
 from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.constants import KIND_FINETUNE
 from yuan2_operator.plan.finetune import train_job

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.support.published import PUBLISHED, published_tokenizer
-from yuan2_core.contract import LossMode
 from yuan2_core.conversation import IGNORED, Conversation, Rendered, render, render_prompt
+from yuan2_core.sections import LossMode
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 
 HERE = Path(__file__).parent

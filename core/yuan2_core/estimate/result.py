@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from yuan2_core.conflicts import MethodName
-from yuan2_core.contract import Launch, Offload, Training
+from yuan2_core.contract import Launch
 from yuan2_core.estimate.advice import advise, fits, spoken_gb
 from yuan2_core.estimate.duration import train_seconds
 from yuan2_core.estimate.gpus import Gpu
 from yuan2_core.estimate.memory import Memory, gpu_memory, host_memory
 from yuan2_core.estimate.run import Data, Dimensions, Run, Shape, Stage
 from yuan2_core.presets import PRESETS
+from yuan2_core.sections import Offload, Training
 
 
 @dataclass(frozen=True)

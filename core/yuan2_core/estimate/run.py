@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from yuan2_core.conflicts import OFFLOAD_OPTIMIZER, OFFLOAD_PARAMETERS, QLORA_STAGE_3, MethodName
-from yuan2_core.contract import Offload
 from yuan2_core.estimate.gpus import Gpu
+from yuan2_core.sections import Offload
 
 Stage = Literal[0, 2, 3]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from yuan2_core.contract import (
+from yuan2_core.sections import (
     Checkpoint,
     DatasetFormat,
     DeepSpeed,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from yuan2_core import conflicts
-from yuan2_core.contract import Training
 from yuan2_core.presets import DEFAULT_ZERO_STAGE, PRESETS, zero_stage
 from yuan2_core.resuming import FREE_TRAINING
+from yuan2_core.sections import Training
 from yuan2_operator.api.common import NAME_RULES
 from yuan2_operator.api.schema import rules
 from yuan2_operator.constants import TRAINER_RESERVED_ENV

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from yuan2_core.contract import PORT_API, PORT_WEB, PositiveInt, ServePrecision
+from yuan2_core.contract import PORT_API, PORT_WEB
+from yuan2_core.sections import PositiveInt, ServePrecision
 from yuan2_operator.api.common import NAME_RULES, ClaimLocation, Condition, ModelReference
 from yuan2_operator.api.pods import (
     Affinity,

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from yuan2_core.contract import (
-    EXIT_INVALID,
-    EXIT_PREEMPTED,
-    PORT_PROGRESS,
-    PORT_RENDEZVOUS,
-    TERMINATION_LOG,
-)
+from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PORT_PROGRESS, PORT_RENDEZVOUS, TERMINATION_LOG
 from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.constants import (
     ANNOTATION_CONFIG,

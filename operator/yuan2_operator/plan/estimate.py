@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yuan2_core.contract import DEFAULT_EPOCHS, Progress
+from yuan2_core.contract import Progress
 from yuan2_core.estimate import Data, Estimate, Gpu, estimate_for_spec, find_gpu
+from yuan2_core.sections import DEFAULT_EPOCHS
 from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.constants import GPU_PRODUCT_LABEL, Reason
 from yuan2_operator.plan.finetune import launch, stage, summary

@@ -13,8 +13,9 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from yuan2_core.conflicts import job_conflicts, method_name
-from yuan2_core.contract import Checkpoint, DatasetLocation, Launch, ModelLocation, TrainJob
+from yuan2_core.contract import DatasetLocation, Launch, ModelLocation, TrainJob
 from yuan2_core.presets import zero_stage
+from yuan2_core.sections import Checkpoint
 from yuan2_operator.api.common import ClaimPath
 from yuan2_operator.api.finetune import DatasetSource, FineTuneSpec
 from yuan2_operator.constants import CLAIMS_DIRECTORY, DATASET_DIRECTORY, EVALUATION_DIRECTORY, Reason

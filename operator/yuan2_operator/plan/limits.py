@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yuan2_core.contract import ModelSize, TrainState
+from yuan2_core.contract import TrainState
 from yuan2_core.presets import PRESETS
+from yuan2_core.sections import ModelSize
 from yuan2_operator.api.finetune import FineTuneSpec
 
 STEPS_AT_LEAST = 10

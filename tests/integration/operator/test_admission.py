@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from yuan2_core.contract import Checkpoint, Training
+from yuan2_core.sections import Checkpoint, Training
 from yuan2_local.errors import ClusterError
 
 pytestmark = pytest.mark.cluster

@@ -17,7 +17,8 @@ FEW = 7000
 PREPARE = """
 import resource, sys
 from pathlib import Path
-from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.contract import DatasetLocation
+from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.prepare import prepare
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.support.ranks import run_ranks, train
 from tests.support.training import losses, make_job, metrics
-from yuan2_core.contract import LoRA
+from yuan2_core.sections import LoRA
 
 Train = Callable[..., Path]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.training import make_job
 from yuan2_core.conflicts import DECIDED, job_conflicts, method_name
-from yuan2_core.contract import Evaluation, Method, TrainJob
+from yuan2_core.contract import TrainJob
+from yuan2_core.sections import Evaluation, Method
 
 
 def job(**changes: Any) -> TrainJob:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yuan2_core import conversation as renderer
-from yuan2_core.contract import LossMode
 from yuan2_core.conversation import (
     IGNORED,
     SEPARATOR,
@@ -23,6 +22,7 @@ from yuan2_core.conversation import (
     sequence_count,
 )
 from yuan2_core.errors import MessageError
+from yuan2_core.sections import LossMode
 from yuan2_core.tokenizer import Yuan2Tokenizer
 
 MODES: tuple[LossMode, ...] = ("efficient", "last_response", "split_example")

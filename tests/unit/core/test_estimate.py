@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuan2_core.contract import Full, Launch, Method, Training
+from yuan2_core.contract import Launch
 from yuan2_core.estimate import (
     GPUS,
     OURS,
@@ -29,6 +29,7 @@ from yuan2_core.estimate import (
 from yuan2_core.estimate.duration import EFFICIENCY, micro_batch_flops, train_seconds
 from yuan2_core.estimate.memory import BUCKET, LIVE_PARAMETERS, LOSS_CHUNK, gpu_memory, host_memory
 from yuan2_core.presets import PRESETS
+from yuan2_core.sections import Full, Method, Training
 
 ROOT = Path(__file__).parents[3]
 MEASURED: dict[str, Any] = json.loads((ROOT / "tests/golden/recipe/measured.json").read_text())

@@ -11,8 +11,8 @@ import yaml
 from pydantic import Field
 
 from yuan2_core.conflicts import QLORA_STAGE_3
-from yuan2_core.contract import LoRA, Training
 from yuan2_core.presets import PRESETS, zero_stage
+from yuan2_core.sections import LoRA, Training
 from yuan2_operator.api import crd
 from yuan2_operator.api.finetune import FineTuneSpec
 from yuan2_operator.api.schema import Spec, Status

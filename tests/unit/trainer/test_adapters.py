@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support.training import make_job
-from yuan2_core.contract import DeepSpeed, Launch, LoRA, Training, TrainJob
+from yuan2_core.contract import Launch, TrainJob
+from yuan2_core.sections import DeepSpeed, LoRA, Training
 from yuan2_model.dimensions import Dimensions
 from yuan2_trainer.checkpoint.export import export_directories
 from yuan2_trainer.model.deepspeed import engine_config, merged

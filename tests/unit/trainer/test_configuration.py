@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.training import make_job
-from yuan2_core.contract import Launch, Training, TrainJob
+from yuan2_core.contract import Launch, TrainJob
 from yuan2_core.processors import available_cpus, threads_per_process
+from yuan2_core.sections import Training
 from yuan2_trainer.model.deepspeed import engine_config, parameter_groups
 from yuan2_trainer.pod.launcher import node_rank, torchrun_options
 from yuan2_trainer.pod.outcome import JobError

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.training import write_data
-from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.contract import DatasetLocation
 from yuan2_core.conversation import IGNORED, Spans
 from yuan2_core.errors import DatasetError
+from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 from yuan2_trainer.data.collate import collate
 from yuan2_trainer.data.prepare import prepare

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.training import conversations, write_data
-from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.contract import DatasetLocation
 from yuan2_core.errors import DatasetError
+from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 from yuan2_trainer.data import prepare as preparing
 from yuan2_trainer.data.prepare import Prepared, prepare

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from yuan2_core.contract import Evaluation
+from yuan2_core.sections import Evaluation
 from yuan2_trainer.checkpoint.checkpoints import Checkpoints
 from yuan2_trainer.data.order import Course, Position
 from yuan2_trainer.evaluation.judging import Judge, perplexity, preempted_before

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuan2_core.contract import Training
+from yuan2_core.sections import Training
 from yuan2_trainer.data.order import Course, Position, epoch_order, micro_batches, share_of_rank
 
 samples = st.integers(1, 200)

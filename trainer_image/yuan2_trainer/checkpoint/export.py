@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yuan2_core.conflicts import adapter_of
-from yuan2_core.contract import LoRA, TrainJob
+from yuan2_core.contract import TrainJob
 from yuan2_core.durable import sync
+from yuan2_core.sections import LoRA
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_model.writing import DEFAULT_SHARD_SIZE, ModelPlan, ShardWriter, describe, plan_model

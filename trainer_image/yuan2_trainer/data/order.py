@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from yuan2_core.contract import DEFAULT_EPOCHS, Training
+from yuan2_core.sections import DEFAULT_EPOCHS, Training
 
 Indices = NDArray[np.int64]
 Micro = TypeVar("Micro")

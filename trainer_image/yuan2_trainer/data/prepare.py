@@ -10,10 +10,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from yuan2_core.contract import DatasetLocation, Training
+from yuan2_core.contract import DatasetLocation
 from yuan2_core.errors import DatasetError
 from yuan2_core.formats import ERRORS_SHOWN, check_errors, number_records
 from yuan2_core.processors import available_cpus
+from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.rendering import Beat, Renderer, render_all
 from yuan2_trainer.data.store import SampleStore, StoreWriter

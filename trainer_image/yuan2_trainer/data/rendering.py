@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from yuan2_core.contract import LossMode
 from yuan2_core.conversation import render_spans, sequence_count
 from yuan2_core.formats import NumberedRecord, RecordError, convert
+from yuan2_core.sections import LossMode
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.store import Block
 from yuan2_trainer.pod.parent import die_with_parent

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from yuan2_core.contract import Evaluation, TrainJob
+from yuan2_core.contract import TrainJob
+from yuan2_core.sections import Evaluation
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.checkpoint.checkpoints import Checkpoints
 from yuan2_trainer.checkpoint.restoring import put_weights

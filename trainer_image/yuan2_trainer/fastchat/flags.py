@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn
 
-from yuan2_core.contract import WITHOUT_FP16
 from yuan2_core.errors import UserError
+from yuan2_core.sections import WITHOUT_FP16
 
 Kind = Literal["bool", "int", "number", "text", "texts"]
 Value = bool | int | float | str | list[str] | None

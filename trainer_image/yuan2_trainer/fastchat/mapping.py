@@ -9,24 +9,21 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from yuan2_core.contract import (
+from yuan2_core.contract import DatasetLocation, Launch, ModelLocation, TrainJob
+from yuan2_core.document import Contract
+from yuan2_core.sections import (
     INT_LIMIT,
     Checkpoint,
-    DatasetLocation,
     DeepSpeed,
     Evaluation,
-    Launch,
     LoRA,
     LossMode,
     Method,
-    ModelLocation,
     QLoRA,
     Schedule,
     TargetModule,
     Training,
-    TrainJob,
 )
-from yuan2_core.document import Contract
 from yuan2_trainer.fastchat.flags import FLAGS, LORA_FLAGS, without_effect
 from yuan2_trainer.fastchat.zero_file import ZeroSettings
 from yuan2_trainer.pod.outcome import JobError

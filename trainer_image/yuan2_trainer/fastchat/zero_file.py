@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from yuan2_core.conflicts import PASSED_ON
-from yuan2_core.contract import WITHOUT_FP16, Offload
+from yuan2_core.sections import WITHOUT_FP16, Offload
 from yuan2_trainer.model.deepspeed import ADAM_BETAS, ADAM_EPS, FLOPS_PROFILER, zero_section
 from yuan2_trainer.pod.outcome import JobError
 

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from yuan2_core.contract import LoRA
+from yuan2_core.sections import LoRA
 from yuan2_model import Yuan2ForCausalLM
 from yuan2_model.adapters import ADAPTER_WEIGHTS
 from yuan2_trainer.model.quantised import silence_kernel_advice

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from yuan2_core.contract import Offload, TrainJob
+from yuan2_core.contract import TrainJob
+from yuan2_core.sections import Offload
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from importlib import metadata
 
 from yuan2_core.conflicts import adapter_of, method_conflicts
-from yuan2_core.contract import LoRA, Method, TargetModule, TrainJob
+from yuan2_core.contract import TrainJob
+from yuan2_core.sections import LoRA, Method, TargetModule
 from yuan2_model.dimensions import Dimensions
 from yuan2_trainer.pod.outcome import JobError
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from yuan2_core.contract import LoRA
+from yuan2_core.sections import LoRA
 from yuan2_model import Yuan2ForCausalLM
 from yuan2_model.adapters import merge_layer
 from yuan2_model.dimensions import EMBEDDING, HEAD

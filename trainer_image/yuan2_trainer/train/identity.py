@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from yuan2_core.contract import Method, Training, TrainJob
+from yuan2_core.contract import TrainJob
 from yuan2_core.resuming import FREE_TRAINING
+from yuan2_core.sections import Method, Training
 from yuan2_trainer.data.prepare import Prepared
 
 _EVALUATION = "dataset.evalSource"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from yuan2_core.contract import DEFAULT_WARMUP_RATIO, Schedule, Training
+from yuan2_core.sections import DEFAULT_WARMUP_RATIO, Schedule, Training
 
 
 def warmup_steps(total_steps: int, ratio: float) -> int:

@@ -1,0 +1,179 @@
+"""Sections of a fine-tuning that a user writes in a custom resource and a pod reads in its job file: the same
+classes in both places, so that a field cannot mean two things.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from yuan2_core.document import Contract
+
+DEFAULT_WARMUP_RATIO = 0.03
+"""Share of warm-up steps when neither `warmupRatio` nor `warmupSteps` is given (published recipe)."""
+DEFAULT_EPOCHS = 3.0
+"""Passes over the data when neither `epochs` nor `maxSteps` is given (published recipe)."""
+
+WITHOUT_FP16 = (
+    "fp16 cannot train Yuan 2.0: its weights are bf16, whose range fp16 does not have, so that "
+    "activations and gradients overflow; use bf16, or fp32 where a GPU has no bf16"
+)
+
+
+def _without_fp16(value: object) -> object:
+    if value == "fp16":
+        raise ValueError(WITHOUT_FP16)
+    return value
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{', '.join(values)}: name each only once")
+    return values
+
+
+ModelSize = Literal["2B", "51B", "102B", "custom"]
+LossMode = Literal["efficient", "last_response", "split_example"]
+DatasetFormat = Literal["auto", "fastchat", "alpaca", "belle"]
+Schedule = Literal["cosine", "linear", "constant"]
+TrainPrecision = Annotated[
+    Literal["bf16", "fp32"],
+    BeforeValidator(_without_fp16),
+    Field(json_schema_extra={"whyNotOthers": WITHOUT_FP16}),
+]
+ServePrecision = Literal["bf16", "fp16", "fp32"]
+Device = Literal["cuda", "cpu"]
+Offload = Literal["none", "optimizer", "parameters"]
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+INT_LIMIT = 2**31 - 1
+"""The largest whole number that a field takes."""
+PositiveInt = Annotated[int, Field(ge=1, le=INT_LIMIT)]
+NaturalInt = Annotated[int, Field(ge=0, le=INT_LIMIT)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Full(Contract):
+    """Train every parameter."""
+
+
+class LoRA(Contract):
+    """Train low-rank matrices beside frozen linear layers (arXiv 2106.09685)."""
+
+    r: PositiveInt = 8
+    """Rank of the matrices."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """Scale of their product, divided by r (by its square root with `rsLora`)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of a layer's inputs that the matrices do not see in a step."""
+    target_modules: Annotated[
+        tuple[TargetModule, ...],
+        Field(min_length=1, max_length=7, json_schema_extra={"uniqueItems": True}),
+        AfterValidator(_distinct),
+    ] = ("q_proj", "v_proj")
+    """Layers that get matrices. In Yuan 2.0 `q_proj` holds queries and keys of the first half of the heads
+    and `k_proj` those of the second half: name both or neither to treat all heads alike."""
+    rs_lora: bool = False
+    """Divide alpha by the square root of r (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of the weights as well (arXiv 2402.09353)."""
+
+
+class QLoRA(LoRA):
+    """LoRA beside weights kept in nf4 with double quantisation, computed in bf16 (arXiv 2305.14314)."""
+
+
+class Method(Contract):
+    """How parameters are trained: exactly one member is set."""
+
+    full: Full | None = None
+    """Train every parameter."""
+    lora: LoRA | None = None
+    """Train low-rank matrices beside frozen weights."""
+    qlora: QLoRA | None = None
+    """The same beside 4-bit weights."""
+
+
+class Training(Contract):
+    """Hyperparameters; the defaults are those of the published Yuan 2.0 recipe."""
+
+    loss: LossMode = "split_example"
+    """Which tokens of a multi-turn conversation are learned: every answer (`efficient`), the last one
+    (`last_response`), or each answer in a sequence of its own (`split_example`)."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data; 3 when neither `epochs` nor `maxSteps` is given."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps, instead of `epochs`."""
+    max_length: Annotated[int, Field(ge=8, le=INT_LIMIT)] = 1024
+    """Longest sequence in tokens; a longer one loses its oldest turns."""
+    micro_batch_size: PositiveInt = 4
+    """Sequences a process takes through the model at once; with `packing`, rows of `maxLength` at most."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Micro batches of each process that make one optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay; norms and biases have none."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
+    warmup_ratio: Fraction | None = None
+    """Share of the steps in which the learning rate rises from 0; 0.03 when neither it nor `warmupSteps` is
+    given."""
+    warmup_steps: NaturalInt | None = None
+    """Steps in which the learning rate rises from 0, instead of `warmupRatio`."""
+    schedule: Schedule = "cosine"
+    """What the learning rate does after the warm-up."""
+    packing: bool = True
+    """Put several sequences into one row of up to `maxLength` tokens, each seeing only itself; off, rows are
+    padded. A batch counts sequences either way, so that only the time of a step changes."""
+    gradient_checkpointing: bool = True
+    """Keep only each layer's input and compute the layer again in the backward pass."""
+    gradient_checkpointing_every: PositiveInt = 1
+    """Of so many layers one is computed again: 1 saves the most memory, 2 half as much at half the cost."""
+    tf32: bool = True
+    """Let GPUs multiply fp32 matrices in TF32."""
+    precision: TrainPrecision = "bf16"
+    """`bf16` or `fp32`: type of the weights in forward and backward; the optimizer keeps fp32 either way."""
+    seed: NaturalInt = 42
+    """Seed of the order of the data."""
+
+
+class DeepSpeed(Contract):
+    """The part of DeepSpeed's configuration that a user decides."""
+
+    stage: Literal[0, 2, 3] | None = None
+    """ZeRO stage; absent, `model.size` decides: 2 for 2B and custom, 3 for 51B and 102B; 0 for QLoRA."""
+    offload: Offload = "none"
+    """What waits in the memory of the CPU: nothing, the optimizer's state, or the parameters as well
+    (ZeRO-3)."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Sections merged over the configuration that the trainer makes; a key that another field decides is
+    refused."""
+    flops_profiler: bool = False
+    """Let DeepSpeed's profiler print the FLOPs of each module at the second step, as the published recipe
+    does."""
+
+
+class Checkpoint(Contract):
+    """How often a run can be picked up again."""
+
+    every_steps: PositiveInt = 1200
+    """Optimizer steps between two checkpoints."""
+    every_seconds: Annotated[int, Field(ge=60, le=INT_LIMIT)] = 1800
+    """Seconds after which a checkpoint is written between those of `everySteps`, at the end of a step."""
+    keep: Annotated[PositiveInt, Field(json_schema_extra={"decidedBySize": True})] = 10
+    """Complete checkpoints of `everySteps` that are kept; the oldest goes first. Of others only the newest
+    is. Absent, 10, but of full 51B and 102B runs, whose checkpoints take 0.6 and 1.2 TB, 3 and 2."""
+
+
+class Evaluation(Contract):
+    """How a run is judged while it trains, on data held out of training."""
+
+    every_steps: PositiveInt | None = None
+    """Optimizer steps between two evaluations; absent, one at the end of each epoch."""
+    early_stopping_patience: PositiveInt | None = None
+    """Evaluations in a row without a lower loss after which training ends; absent, it does not."""
+    sample_answers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Held-out questions that the model answers before and after training, for `samples.jsonl`; absent, 4
+    where data is held out."""
