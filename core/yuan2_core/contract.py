@@ -14,6 +14,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from yuan2_core.document import Contract
+from yuan2_core.exit_codes import EXIT_COMPLETE as EXIT_COMPLETE
+from yuan2_core.exit_codes import EXIT_CRASHED as EXIT_CRASHED
+from yuan2_core.exit_codes import EXIT_INVALID as EXIT_INVALID
+from yuan2_core.exit_codes import EXIT_PREEMPTED as EXIT_PREEMPTED
 from yuan2_core.sections import (
     Checkpoint,
     DatasetFormat,
@@ -41,12 +45,6 @@ PORT_WORKER = 8504
 PORT_API = 8505
 PORT_WEB = 7860
 
-EXIT_COMPLETE = 0
-EXIT_CRASHED = 1
-EXIT_PREEMPTED = 75
-"""SIGTERM was obeyed: a checkpoint was written, the next attempt goes on from it (EX_TEMPFAIL)."""
-EXIT_INVALID = 78
-"""The job, its model or its data can never work as they are: not retried (EX_CONFIG)."""
 
 PEERS_MISSING = "PeersMissing"
 """`Termination.reason` of a pod that waited in vain for the others: it has not begun."""

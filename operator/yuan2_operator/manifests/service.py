@@ -49,8 +49,20 @@ ADDRESS_SECONDS = 3
 """How long after a pod became ready it counts as available, where users connect to it: until then nodes may
 not send its Service's address there yet (kube-proxy collects changes for a second) and refuse connections."""
 CONTROLLER_GRACE_SECONDS = 3
-"""FastChat's controller closes its port on SIGTERM but never ends (its heart-beat thread is no daemon),
-and its successor waits for its end."""
+"""FastChat's controller closes its port on SIGTERM, waits for the answers under way and is then at its end;
+its successor waits for that."""
+FASTCHAT_PROGRAM = (
+    "python",
+    "-c",
+    "import os, runpy, signal, sys; signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
+    "del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)",
+)
+"""Runs a module of FastChat, unmodified, so that SIGTERM ends it at any time.
+
+By itself the first process of a container ignores SIGTERM while it imports; the web page does so for ever,
+and the controller never ends (its heart-beat thread is no daemon). It stands here and not in the image,
+because `spec.image` may be an older one.
+"""
 
 ROLL_WITH_SURGE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 ROLL_IN_PLACE: Manifest = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
@@ -129,20 +141,18 @@ def network_service(owner: Owner, component: str, port: int) -> Manifest:
 
 def controller(plan: ServicePlan) -> Manifest:
     """FastChat's controller, unmodified."""
-    command = [
-        "python",
-        "-m",
-        "fastchat.serve.controller",
-        "--host",
-        "0.0.0.0",
-        "--port",
-        str(PORT_CONTROLLER),
-    ]
+    options = ["--host", "0.0.0.0", "--port", str(PORT_CONTROLLER)]
     container = pods.container(
         COMPONENT_CONTROLLER,
         plan.spec,
         plan.image,
-        command=[*command, "--dispatch-method", plan.spec.controller.dispatch],
+        command=[
+            *FASTCHAT_PROGRAM,
+            "fastchat.serve.controller",
+            *options,
+            "--dispatch-method",
+            plan.spec.controller.dispatch,
+        ],
         port=PORT_CONTROLLER,
         resources=plan.spec.controller.resources,
         # An empty LOGDIR turns FastChat's log file off; it logs to its output anyway.
@@ -219,17 +229,18 @@ def web(plan: ServicePlan) -> Manifest:
     url, secret = plan.job.api.controller_url, plan.spec.api.keys_secret
     if secret is None:
         options = ["--host", "0.0.0.0", "--port", port, "--controller-url", url]
-        program = ["fastchat.serve.gradio_web_server", *options, "--model-list-mode", "reload"]
+        page = ["fastchat.serve.gradio_web_server", *options, "--model-list-mode", "reload"]
+        command = [*FASTCHAT_PROGRAM, *page]
     else:
         options = ["--port", port, "--page-port", str(_page_port(wanted.port)), "--controller-url", url]
-        program = ["yuan2_server", "web", *options]
+        command = ["python", "-m", "yuan2_server", "web", *options]
     alive = "/" if secret is None else "/healthz"
     mounts, volumes = keys(secret)
     container = pods.container(
         COMPONENT_WEB,
         plan.spec,
         plan.image,
-        command=["python", "-m", *program],
+        command=command,
         port=wanted.port,
         resources=wanted.resources,
         # The page keeps a log of its conversations; it has no other place to write.

@@ -246,7 +246,7 @@ def _translated(failure: str) -> str:
     """The Job controller's message (`Pod ns/name has condition DisruptionTarget matching …`), for people."""
     name = next((word.split("/")[1] for word in failure.split() if word.count("/") == 1), "?")
     if f"exit code {EXIT_PREEMPTED} " in failure:
-        return f"pod {name} was asked to stop (SIGTERM) and left a checkpoint"
+        return f"pod {name} was asked to stop (SIGTERM); its last checkpoint stays"
     return f"pod {name} was preempted, was evicted or lost its node"
 
 

@@ -355,7 +355,7 @@ def _ended(name: str, pod: Pod, entry: Mapping[str, Any], ended: Mapping[str, An
         text = f"pod {name} ended with exit code {code}: {shorten(termination.message)}"
         return Problem(termination.reason, text)
     if code == EXIT_PREEMPTED:
-        return Problem(Reason.PREEMPTED, f"pod {name} was asked to stop (SIGTERM) and left a checkpoint")
+        return Problem(Reason.PREEMPTED, f"pod {name} was asked to stop (SIGTERM); its last checkpoint stays")
     if code in KILLERS:
         # What the runtime offers instead of the container's own word is the end of its log.
         text = f"pod {name} was ended by {SIGNALS[code]}: {KILLERS[code]}; read `kubectl logs {name}`"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from yuan2_operator.__main__ import JsonFormatter
 from yuan2_operator.client import FINETUNES, JOBS, PODS
 from yuan2_operator.config import Settings
 from yuan2_operator.handlers import CHILD_SELECTOR, index_entry, kopf_settings, source_of
 from yuan2_operator.observe import goes_through_proxy
+from yuan2_operator.program import JsonFormatter
 from yuan2_operator.queue import Key
 
 ROOT = Path(__file__).parents[3]

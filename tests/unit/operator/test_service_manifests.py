@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.support.services import OWNER, manifest, plan_of, spec_of
-from yuan2_operator.manifests.service import obsolete, service_manifests
+from yuan2_operator.manifests.service import FASTCHAT_PROGRAM, obsolete, service_manifests
 from yuan2_operator.plan.owner import selector_labels
 from yuan2_operator.plan.service import config_name
 
@@ -162,7 +162,7 @@ def test_there_is_never_a_second_controller():
     spec = manifest(plan_of(FULL), "Deployment", "alpaca-controller")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
     command = spec["template"]["spec"]["containers"][0]["command"]
-    assert command[2] == "fastchat.serve.controller"
+    assert command[:4] == [*FASTCHAT_PROGRAM, "fastchat.serve.controller"]
     assert command[-2:] == ["--dispatch-method", "lottery"]
 
 
@@ -206,7 +206,7 @@ def test_a_service_selects_the_pods_of_its_deployment():
 
 def test_the_page_asks_for_a_key_where_the_api_does():
     plain = container(plan_of(spec_of(web={"enabled": True})), "web")
-    assert plain["command"][2] == "fastchat.serve.gradio_web_server"
+    assert plain["command"][:4] == [*FASTCHAT_PROGRAM, "fastchat.serve.gradio_web_server"]
     assert [m["name"] for m in plain["volumeMounts"]] == ["scratch"]
     plan = plan_of(FULL)
     gated = container(plan, "web")

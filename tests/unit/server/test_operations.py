@@ -21,11 +21,11 @@ from yuan2_core.contract import TERMINATION_LIMIT, Termination
 from yuan2_core.errors import UserError
 from yuan2_core.processors import available_cpus
 from yuan2_server import auth
-from yuan2_server.__main__ import main
 from yuan2_server.auth import KeyDirectory
 from yuan2_server.cache import CacheStore, token_budget, token_bytes
 from yuan2_server.job import leave_termination, read_job, worker_address
 from yuan2_server.lifecycle import HttpServer, in_daemon_thread
+from yuan2_server.program import main
 from yuan2_server.registration import Registration, heart_beat_interval
 from yuan2_server.worker_app import WorkerHost
 
