@@ -29,6 +29,8 @@ CONNECTIONS = 32
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 JSON = "application/json"
+UNKNOWN_FIELD = "field not declared in schema"
+"""What server-side apply says of an unknown field, with status 500, though trying again is of no use."""
 
 
 class ApiError(Exception):
@@ -184,7 +186,8 @@ class Client:
     async def create(self, resource: Resource, namespace: str, manifest: Object) -> Object:
         """Create one object; `Conflict` if its name is taken."""
         path = resource.path(namespace)
-        params = {"fieldManager": FIELD_MANAGER}
+        # A field that does not exist, from a user's podTemplate, is an error; the default is to drop it.
+        params = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         return await self._object(Call("POST", "create", resource, path, params, manifest))
 
     async def delete(
@@ -272,6 +275,8 @@ def error_of(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiErro
     seconds = headers.get("Retry-After", "")
     retry_after = float(seconds) if seconds.isdigit() else None
     kind: type[ApiError] = Unavailable
+    if UNKNOWN_FIELD in message:
+        return Invalid(message, status=status)
     if status < 500 and status != 429:
         kind = {404: NotFound, 409: Conflict, 401: Forbidden, 403: Forbidden}.get(status, Invalid)
     return kind(message, status=status, retry_after=retry_after)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from yuan2_operator.plan.pod_template import PRIVILEGES
+
 
 class Settings(BaseSettings):
     """What whoever installs the operator decides."""
@@ -41,7 +43,21 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """A line for people, or a JSON object a line."""
 
-    @field_validator("watch_namespaces", mode="before")
+    pod_privileges: Annotated[tuple[str, ...], NoDecode] = ()
+    """What podTemplate may ask for beyond the restricted Pod Security Standard, separated by commas: a name
+    for all namespaces, NAMESPACE/NAME for one."""
+
+    @field_validator("pod_privileges")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if entry.rpartition("/")[2] not in PRIVILEGES:
+                raise ValueError(
+                    f"{entry}: write NAME or NAMESPACE/NAME, with one of {', '.join(PRIVILEGES)}"
+                )
+        return value
+
+    @field_validator("watch_namespaces", "pod_privileges", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

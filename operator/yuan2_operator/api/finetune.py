@@ -34,12 +34,15 @@ from yuan2_operator.api.pods import (
     ImagePullPolicy,
     ImageReference,
     NodeLabels,
+    PodTemplate,
     PullSecrets,
+    ResourceName,
     ResourceRequirements,
     Resources,
     Tolerations,
 )
 from yuan2_operator.api.schema import DnsName, Quantity, Spec, Status, Timestamp, list_map
+from yuan2_operator.constants import GPU_RESOURCE
 
 FineTunePhase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
 AttemptOutcome = Literal[
@@ -105,6 +108,8 @@ class Workers(Spec):
     """Pods, one a node."""
     gpus_per_worker: Annotated[PositiveInt, Field(le=64)] | None = None
     """GPUs of each pod, and as many processes."""
+    gpu_resource: ResourceName = GPU_RESOURCE
+    """The resource that `gpusPerWorker` counts: another vendor's GPUs, or a MIG profile."""
     processes_per_worker: Annotated[PositiveInt, Field(le=64)] | None = None
     """Processes of each pod on CPU, instead of `gpusPerWorker`."""
     image: ImageReference | None = None
@@ -131,6 +136,8 @@ class Workers(Spec):
     """Size limit of /dev/shm, which NCCL and data loaders use; what is used counts as the pod's memory."""
     env: Annotated[Environment, Field(json_schema_extra=NO_RESERVED_ENV)] = Field(default_factory=list)
     """More environment variables, NCCL_* and the like."""
+    pod_template: PodTemplate | None = None
+    """Any other field of the pods. It wins over the fields above; what the operator decides is rejected."""
 
 
 class Output(ClaimLocation):

@@ -9,6 +9,7 @@ from yuan2_core.presets import DEFAULT_ZERO_STAGE, PRESETS, zero_stage
 from yuan2_core.resuming import FREE_TRAINING
 from yuan2_core.sections import Training
 from yuan2_operator.api.common import NAME_RULES
+from yuan2_operator.api.pods import gpu_rules
 from yuan2_operator.api.schema import rules
 from yuan2_operator.constants import TRAINER_RESERVED_ENV
 
@@ -42,6 +43,7 @@ ONE_DEVICE = rules(
         "has(self.gpusPerWorker) || has(self.processesPerWorker)",
         "workers: give gpusPerWorker, or processesPerWorker to train on CPU",
     ),
+    *gpu_rules("workers"),
 )
 NO_RESERVED_ENV = rules(
     (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -225,6 +225,57 @@ class EnvVar(Spec):
     """Its value."""
     value_from: Annotated[EnvVarSource, Field(json_schema_extra=ONE_ENV_SOURCE)] | None = None
     """Where its value comes from."""
+
+
+ResourceName = Annotated[
+    str,
+    Field(
+        min_length=3,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$",
+    ),
+]
+"""An extended resource, such as nvidia.com/gpu."""
+
+
+class PodMetadata(Spec):
+    """Labels and annotations of pods."""
+
+    labels: Annotated[dict[str, LabelValue], Field(max_length=64)] = Field(default_factory=dict)
+    """Labels beside the operator's own."""
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=65536)]], Field(max_length=64)] = Field(
+        default_factory=dict
+    )
+    """Annotations beside the operator's own."""
+
+
+class PodTemplate(Spec):
+    """A part of a pod, laid over the one that the operator makes."""
+
+    metadata: PodMetadata = Field(default_factory=PodMetadata)
+    """Labels and annotations to add."""
+    spec: dict[str, Any] = Field(default_factory=dict)
+    """Any fields of a core/v1 PodSpec, merged as `kubectl patch` does: containers, variables and volumes by
+    name, mounts by path; tolerations are added; other lists are replaced."""
+
+
+def gpu_rules(field: str) -> tuple[tuple[str, str], ...]:
+    """The rules of a section with `gpusPerWorker`, `gpuResource` and `resources`."""
+    given = [
+        f"(has(self.resources.{part}) && self.gpuResource in self.resources.{part})"
+        for part in ("requests", "limits")
+    ]
+    return (
+        (
+            f"!has(self.resources) || !({' || '.join(given)})",
+            f"{field}.resources: {field}.gpusPerWorker asks for what gpuResource names; remove it here",
+        ),
+        (
+            "!self.gpuResource.contains('/mig-') || !has(self.gpusPerWorker) || self.gpusPerWorker <= 1",
+            f"{field}: a process uses one MIG slice, and those of one pod cannot work together; "
+            "set gpusPerWorker to 1",
+        ),
+    )
 
 
 Resources = Annotated[ResourceRequirements, Field(json_schema_extra=NO_GPU_RESOURCE)]

@@ -16,12 +16,16 @@ from yuan2_operator.api.pods import (
     LabelSelector,
     LocalObjectReference,
     NodeLabels,
+    PodTemplate,
     PullSecrets,
+    ResourceName,
     ResourceRequirements,
     Resources,
     Tolerations,
+    gpu_rules,
 )
 from yuan2_operator.api.schema import DnsName, Spec, Status, list_map, rules
+from yuan2_operator.constants import GPU_RESOURCE
 
 ServicePhase = Literal["Pending", "Progressing", "Ready", "Degraded"]
 DispatchMethod = Literal["shortest_queue", "lottery"]
@@ -70,6 +74,8 @@ class Placement(Spec):
     """Where the scheduler puts the pods."""
     priority_class_name: DnsName | None = None
     """PriorityClass of the pods."""
+    pod_template: PodTemplate | None = None
+    """Any other field of the pods. It wins over the fields above; what the operator decides is rejected."""
 
 
 class ServiceWorker(Placement):
@@ -79,6 +85,8 @@ class ServiceWorker(Placement):
     """Pods; `kubectl scale` and autoscalers change this field."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     """GPUs of each pod: 1, or 0 for CPU. A worker runs the model on one device."""
+    gpu_resource: ResourceName = GPU_RESOURCE
+    """The resource that `gpusPerWorker` counts: another vendor's GPUs, or a MIG profile."""
     precision: ServePrecision = "bf16"
     """Type of weights and activations."""
     max_model_length: PositiveInt | None = None
@@ -160,7 +168,9 @@ class ServiceSpec(Spec):
     """When the image is pulled; absent, Kubernetes decides by its tag."""
     image_pull_secrets: PullSecrets = Field(default_factory=list)
     """Secrets of the registry."""
-    worker: ServiceWorker = Field(default_factory=ServiceWorker)
+    worker: Annotated[ServiceWorker, Field(json_schema_extra=rules(*gpu_rules("worker")))] = Field(
+        default_factory=ServiceWorker
+    )
     """The pods that run the model."""
     controller: ServiceController = Field(default_factory=ServiceController)
     """FastChat's controller."""

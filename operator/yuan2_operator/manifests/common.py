@@ -151,11 +151,13 @@ def container_security_context() -> Manifest:
     }
 
 
-def resources(requirements: ResourceRequirements, gpus: int = 0) -> Manifest:
+def resources(
+    requirements: ResourceRequirements, gpus: int = 0, gpu_resource: str = GPU_RESOURCE
+) -> Manifest:
     """Resources of a container; GPUs stand in the limits, where extended resources belong."""
     result = passthrough(requirements)
     if gpus:
-        result["limits"] = {**result.get("limits", {}), GPU_RESOURCE: str(gpus)}
+        result["limits"] = {**result.get("limits", {}), gpu_resource: str(gpus)}
     return result
 
 

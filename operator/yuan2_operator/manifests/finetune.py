@@ -37,6 +37,7 @@ from yuan2_operator.manifests.common import (
     pull_secrets,
     resources,
 )
+from yuan2_operator.manifests.pod_template import laid_over
 from yuan2_operator.plan.finetune import FineTunePlan, claims, config_name, job_name
 from yuan2_operator.plan.owner import Owner, selector_labels
 
@@ -105,10 +106,13 @@ def training_job(plan: FineTunePlan) -> Manifest:
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},
-            "template": {
-                "metadata": {"labels": {**child_labels(plan.owner, COMPONENT_TRAINER), **labels}},
-                "spec": _pod_spec(plan),
-            },
+            "template": laid_over(
+                {
+                    "metadata": {"labels": {**child_labels(plan.owner, COMPONENT_TRAINER), **labels}},
+                    "spec": _pod_spec(plan),
+                },
+                plan.spec.workers.pod_template,
+            ),
         },
     }
 
@@ -137,7 +141,9 @@ def _kubeflow_labels(plan: FineTunePlan) -> dict[str, str]:
 def _pod_spec(plan: FineTunePlan) -> Manifest:
     workers = plan.spec.workers
     placed = placement(workers)
-    placed["tolerations"] = [*placed.get("tolerations", []), *_node_loss(placed.get("tolerations", []))]
+    given = placed.get("tolerations", [])
+    overlaid = workers.pod_template.spec.get("tolerations", []) if workers.pod_template is not None else []
+    placed["tolerations"] = [*given, *_node_loss([*given, *overlaid])]
     return {
         "restartPolicy": "Never",
         "subdomain": plan.owner.name,
@@ -158,7 +164,7 @@ def _pod_spec(plan: FineTunePlan) -> Manifest:
 
 def _container(plan: FineTunePlan) -> Manifest:
     workers = plan.spec.workers
-    asked = resources(workers.resources, workers.gpus_per_worker or 0)
+    asked = resources(workers.resources, workers.gpus_per_worker or 0, workers.gpu_resource)
     if plan.requests:
         asked = {**asked, "requests": {**asked.get("requests", {}), **plan.requests}}
     return {

@@ -28,6 +28,7 @@ from yuan2_operator.manifests.common import (
     placement,
     stamped,
 )
+from yuan2_operator.manifests.pod_template import laid_over
 from yuan2_operator.manifests.service_policies import policies, spread
 from yuan2_operator.plan.owner import Owner, selector_labels
 from yuan2_operator.plan.service import (
@@ -36,6 +37,7 @@ from yuan2_operator.plan.service import (
     component_name,
     components,
     config_name,
+    placements,
     revision,
 )
 
@@ -176,6 +178,7 @@ def worker(plan: ServicePlan) -> Manifest:
         port=PORT_WORKER,
         resources=wanted.resources,
         gpus=wanted.gpus_per_worker,
+        gpu_resource=wanted.gpu_resource,
         env={"FASTCHAT_WORKER_HEART_BEAT_INTERVAL": str(HEARTBEAT_SECONDS)},
         pod_ip=True,
         probes=pods.probes("/readyz", "/healthz", start_seconds=WORKER_START_SECONDS),
@@ -301,15 +304,18 @@ def _deployment(
             "progressDeadlineSeconds": deadline_seconds,
             "strategy": strategy,
             "selector": {"matchLabels": selector_labels(owner, component)},
-            "template": {
-                "metadata": {
-                    "labels": child_labels(owner, component),
-                    "annotations": {
-                        "kubectl.kubernetes.io/default-container": container,
-                        **revision(plan, component),
+            "template": laid_over(
+                {
+                    "metadata": {
+                        "labels": child_labels(owner, component),
+                        "annotations": {
+                            "kubectl.kubernetes.io/default-container": container,
+                            **revision(plan, component),
+                        },
                     },
+                    "spec": pod,
                 },
-                "spec": pod,
-            },
+                placements(plan.spec)[component].pod_template,
+            ),
         },
     }

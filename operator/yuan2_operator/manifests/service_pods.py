@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from yuan2_operator.api.pods import ResourceRequirements
 from yuan2_operator.api.service import ServiceSpec
-from yuan2_operator.constants import PART_OF, SCRATCH_DIRECTORY
+from yuan2_operator.constants import GPU_RESOURCE, PART_OF, SCRATCH_DIRECTORY
 from yuan2_operator.manifests.common import (
     Manifest,
     container_security_context,
@@ -59,6 +59,7 @@ def container(
     resources: ResourceRequirements,
     probes: Manifest,
     gpus: int = 0,
+    gpu_resource: str = GPU_RESOURCE,
     env: Mapping[str, str] | None = None,
     pod_ip: bool = False,
     mounts: Sequence[Manifest] = (),
@@ -74,7 +75,7 @@ def container(
         "command": list(command),
         "env": variables,
         "ports": [{"name": PORT_NAME, "containerPort": port, "protocol": "TCP"}],
-        "resources": resource_fields(resources, gpus),
+        "resources": resource_fields(resources, gpus, gpu_resource),
         **probes,
         "securityContext": container_security_context(),
         # A crash that leaves no message shows the end of its log instead.

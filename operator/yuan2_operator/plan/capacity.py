@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from yuan2_operator.api.finetune import FineTuneSpec
-from yuan2_operator.constants import GPU_RESOURCE
+from yuan2_operator.plan.pod_template import node_selector
 from yuan2_operator.plan.quantity import parse_quantity
 
 Object = Mapping[str, Any]
@@ -28,12 +28,11 @@ class Demand:
 def demand(spec: FineTuneSpec) -> Demand | None:
     """GPUs or, without them, CPUs; None for pods that ask for neither."""
     workers = spec.workers
+    labels = node_selector(workers.node_selector, workers.pod_template)
     if workers.gpus_per_worker is not None:
-        return Demand(workers.replicas, GPU_RESOURCE, Decimal(workers.gpus_per_worker), workers.node_selector)
+        return Demand(workers.replicas, workers.gpu_resource, Decimal(workers.gpus_per_worker), labels)
     cpu = workers.resources.requests.get("cpu") or workers.resources.limits.get("cpu")
-    return (
-        None if cpu is None else Demand(workers.replicas, "cpu", parse_quantity(cpu), workers.node_selector)
-    )
+    return None if cpu is None else Demand(workers.replicas, "cpu", parse_quantity(cpu), labels)
 
 
 def room(wanted: Demand, nodes: Iterable[Object], pods: Iterable[Object]) -> str:

@@ -10,6 +10,7 @@ from yuan2_core.sections import DEFAULT_EPOCHS
 from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.constants import GPU_PRODUCT_LABEL, Reason
 from yuan2_operator.plan.finetune import launch, stage, summary
+from yuan2_operator.plan.pod_template import node_selector
 from yuan2_operator.plan.quantity import decimal_gigabytes
 
 
@@ -32,7 +33,8 @@ class PreparedData:
 
 def gpu_of(spec: FineTuneSpec) -> Gpu | None:
     """The GPU whose product `workers.nodeSelector` names; None when it names none, or none that is known."""
-    return find_gpu(spec.workers.node_selector.get(GPU_PRODUCT_LABEL, ""))
+    labels = node_selector(spec.workers.node_selector, spec.workers.pod_template)
+    return find_gpu(labels.get(GPU_PRODUCT_LABEL, ""))
 
 
 def estimate_of(spec: FineTuneSpec, prepared: PreparedData | None) -> Estimate | None:

@@ -20,6 +20,7 @@ from yuan2_operator.api.common import ClaimPath
 from yuan2_operator.api.finetune import DatasetSource, FineTuneSpec
 from yuan2_operator.constants import CLAIMS_DIRECTORY, DATASET_DIRECTORY, EVALUATION_DIRECTORY, Reason
 from yuan2_operator.plan.owner import Owner, digest
+from yuan2_operator.plan.pod_template import OF_TRAINER, reject_template
 from yuan2_operator.plan.quantity import parse_quantity
 from yuan2_operator.plan.references import Missing, Reference, Rejection, reject_missing
 
@@ -85,8 +86,14 @@ def plan_finetune(
     restarts: int,
     missing: Collection[Missing],
     default_image: str,
+    privileges: Collection[str] = (),
 ) -> FineTunePlan | Rejection:
-    """Decide what attempt number `attempt` is; `missing` are those of `references` that are not there."""
+    """Decide what attempt number `attempt` is; `missing` are those of `references` that are not there,
+    `privileges` what the administrator allows pods."""
+    template, field = spec.workers.pod_template, "spec.workers.podTemplate"
+    refused = reject_template(template, field, OF_TRAINER, owner.namespace, privileges)
+    if refused is not None:
+        return refused
     job = train_job(owner, spec, attempt)
     for conflict in job_conflicts(job):
         return Rejection(Reason.INVALID_SPEC, conflict)

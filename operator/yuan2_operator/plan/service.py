@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from yuan2_core.contract import PORT_CONTROLLER, PORT_WORKER, ApiJob, ServeJob, WorkerJob
 from yuan2_operator.api.common import ModelPlace
 from yuan2_operator.api.finetune import FineTuneStatus
-from yuan2_operator.api.service import ServedModel, ServiceSpec, ServiceStatus
+from yuan2_operator.api.service import Placement, ServedModel, ServiceSpec, ServiceStatus
 from yuan2_operator.constants import (
     ANNOTATION_CONFIG_HASH,
     ANNOTATION_MODEL_FINGERPRINT,
@@ -25,6 +25,7 @@ from yuan2_operator.constants import (
     Reason,
 )
 from yuan2_operator.plan.owner import Owner, digest, label_selector, selector_labels
+from yuan2_operator.plan.pod_template import of_component, reject_template
 from yuan2_operator.plan.references import Missing, Reference, Rejection, reject_missing
 
 
@@ -56,6 +57,16 @@ def components(spec: ServiceSpec) -> tuple[str, ...]:
     """The components of a service, in the order in which they are made."""
     always = (COMPONENT_CONTROLLER, COMPONENT_WORKER, COMPONENT_API)
     return (*always, COMPONENT_WEB) if spec.web.enabled else always
+
+
+def placements(spec: ServiceSpec) -> dict[str, Placement]:
+    """What the user says of the pods of each component."""
+    return {
+        COMPONENT_CONTROLLER: spec.controller,
+        COMPONENT_WORKER: spec.worker,
+        COMPONENT_API: spec.api,
+        COMPONENT_WEB: spec.web,
+    }
 
 
 def controller_url(owner: Owner) -> str:
@@ -114,12 +125,18 @@ def plan_service(
     finetune: FineTuneStatus | None,
     missing: Collection[Missing],
     default_image: str,
+    privileges: Collection[str] = (),
 ) -> ServicePlan | Rejection:
     """Decide what to serve.
 
     `finetune` is the status of the FineTune that `spec.model.fineTuneRef` names, None when it does not exist;
-    `missing` are those of `references` that do not exist.
+    `missing` are those of `references` that do not exist; `privileges` is what the administrator allows.
     """
+    for component, placed in placements(spec).items():
+        field, owned = f"spec.{component}.podTemplate", of_component(component)
+        refused = reject_template(placed.pod_template, field, owned, owner.namespace, privileges)
+        if refused is not None:
+            return refused
     model = served_model(spec, prior, finetune)
     if model is None:
         return _no_model(owner, _fine_tune_name(spec), finetune)

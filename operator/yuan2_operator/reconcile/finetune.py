@@ -189,6 +189,7 @@ class FineTuneReconciler:
             restarts=ledger.restarts,
             missing=missing,
             default_image=ledger.image or self._context.settings.train_image,
+            privileges=self._context.settings.pod_privileges,
         )
         if isinstance(plan, Rejection):
             return Decision(ledger, Verdict(CONDITION_ACCEPTED, "False", plan.reason, plan.message))
@@ -223,6 +224,7 @@ class FineTuneReconciler:
             restarts=ledger.restarts,
             missing=(),
             default_image=ledger.image or self._context.settings.train_image,
+            privileges=self._context.settings.pod_privileges,
         )
         return plan if isinstance(plan, FineTunePlan) else None
 

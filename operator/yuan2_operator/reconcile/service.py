@@ -73,6 +73,7 @@ class ServiceReconciler:
             finetune=finetune,
             missing=missing,
             default_image=self._context.settings.serve_image,
+            privileges=self._context.settings.pod_privileges,
         )
 
     def _finetune(self, owner: Owner, spec: ServiceSpec) -> FineTuneStatus | None:

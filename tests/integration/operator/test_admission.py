@@ -431,6 +431,22 @@ BAD_FINETUNES = {
         {"workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
         "ask for GPUs with gpusPerWorker instead of nvidia.com/gpu",
     ),
+    "another vendor's gpus as a resource": (
+        {"workers": {"gpuResource": "amd.com/gpu", "resources": {"limits": {"amd.com/gpu": 1}}}},
+        "workers.gpusPerWorker asks for what gpuResource names",
+    ),
+    "several MIG slices": (
+        {
+            "workers": {
+                "processesPerWorker": None,
+                "gpusPerWorker": 2,
+                "gpuResource": "nvidia.com/mig-1g.10gb",
+            }
+        },
+        "set gpusPerWorker to 1",
+    ),
+    "a gpu resource without a vendor": ({"workers": {"gpuResource": "gpu"}}, "gpuResource"),
+    "a template that is no object": ({"workers": {"podTemplate": {"spec": []}}}, "must be of type object"),
     "reserved variable": (
         {"workers": {"env": [{"name": "MASTER_ADDR", "value": "x"}]}},
         "are set by the operator; remove them",

@@ -3,7 +3,10 @@ data."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -76,19 +79,41 @@ def check_tokenizer(job: TrainJob, dimensions: Dimensions) -> Yuan2Tokenizer:
 def check_output(job: TrainJob, dimensions: Dimensions) -> None:
     """The output directory can be written and has room for the data, a checkpoint and the export."""
     output = Path(job.output)
+    check_writable(output)
+    check_room(output, room_before_data(job, dimensions, data_cache(job.output)))
+
+
+def check_writable(output: Path) -> None:
+    """Make the directory, and a file in it.
+
+    Raises:
+        JobError: one of them cannot be made; with who may, and how to change that.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        if not output.exists() or error.errno is None:
-            raise JobError(f"output: {output} cannot be made: {error.strerror}") from error
+        if error.errno is None:
+            raise JobError(f"output: {output} cannot be made: {error}") from error
         raise _unwritable(output, error) from error
-    check_room(output, room_before_data(job, dimensions, data_cache(job.output)))
 
 
 def _unwritable(output: Path, error: OSError) -> JobError:
+    """Who may write there, who tries to, and what to change. The usual case is a volume that the kubelet does
+    not give to the pod's group, such as NFS with squashed root."""
+    text = f"output: {output} cannot be written: {error.strerror}"
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return JobError(f"{text}; mount the claim read-write")
+    # Not Path.exists, which raises below a directory that may not be entered.
+    place = next(path for path in (output, *output.parents) if os.path.exists(path))  # noqa: PTH110
+    found, groups = place.stat(), sorted({os.getegid(), *os.getgroups()})
+    ways = f"chown {os.geteuid()} {place}, or chgrp {os.getegid()} and chmod g+rwx, on the storage server"
+    if found.st_uid != 0:
+        owner = f"{{runAsUser: {found.st_uid}, runAsGroup: {found.st_gid}}}"
+        ways += f"; or run as its owner with workers.podTemplate.spec.securityContext: {owner}"
+    mode = f"{stat.S_IMODE(found.st_mode):o}"
     return JobError(
-        f"output: {output} cannot be written: {error.strerror}; "
-        "mount the claim read-write, for the pod's user"
+        f"{text}; the pod runs as uid {os.geteuid()} with groups {', '.join(map(str, groups))}, "
+        f"and {place} belongs to uid {found.st_uid}, gid {found.st_gid} with mode {mode}: {ways}"
     )
