@@ -149,8 +149,11 @@ class Reason:
     DISRUPTED: Final = "Disrupted"
     PODS_NOT_TOGETHER: Final = "PodsNotTogether"
     PREEMPTED: Final = "Preempted"
+    DRAINED: Final = "Drained"
+    TERMINATED: Final = "Terminated"
     STALLED: Final = "Stalled"
     TOO_MANY_RESTARTS: Final = "TooManyRestarts"
+    NO_PROGRESS: Final = "NoProgress"
     DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
     # what is wrong with a pod
     UNSCHEDULABLE: Final = "Unschedulable"

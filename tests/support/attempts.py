@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 
-from tests.support.finetunes import MINIMAL, merged
-from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED
+from tests.support.finetunes import MINIMAL, merged, progress_of
+from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, Progress
 from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus
 from yuan2_operator.constants import CONDITION_ACCEPTED, Reason
 from yuan2_operator.status.attempts import World, advance, read_ledger, unwanted
@@ -140,23 +140,33 @@ class Loop:
     status: FineTuneStatus = field(default_factory=FineTuneStatus)
     hangs: bool = False
     """Rank 0 says that it has done nothing for too long."""
+    checkpoint: int | None = None
+    """Step of the newest checkpoint, which rank 0 says while it runs; None: it cannot be asked."""
 
     def reconcile(self, *, lose_write: bool = False) -> FineTuneStatus:
         """One pass. With `lose_write` the process dies after making objects, before writing the status."""
         pulse = Pulse("training", 601.0, 600.0, "spec.runPolicy.stallTimeoutSeconds") if self.hangs else None
-        now, world = self.cluster.now, World(self.cluster.views(), pulse)
-        prior = read_ledger(self.status)
+        prior, now = read_ledger(self.status), self.cluster.now
+        said = self._said(prior.number) if prior.open is not None else None
+        world = World(self.cluster.views(), pulse, said)
         before = advance(prior, world, self.spec.run_policy, accepted=False, now=now)
         ledger = advance(before, world, self.spec.run_policy, accepted=True, now=now)
         if ledger.open is not None and ledger.number != before.number:
             self.cluster.create_job(ledger.number, ledger.restarts)
         if lose_write:
             return self.status
-        finding = Finding("uid", 1, ledger, world, accepted())
+        finding = Finding("uid", 1, ledger, world, accepted(), progress=said)
         self.status = compose(self.spec, self.status, finding, now)
         for number in unwanted(ledger, world):
             self.cluster.delete_job(number)
         return self.status
+
+    def _said(self, attempt: int) -> Progress | None:
+        """What rank 0 of the open attempt says, if it runs."""
+        trainer = self.cluster.pods.get((attempt, 0))
+        if self.checkpoint is None or trainer is None or not trainer.running or trainer.delete_by:
+            return None
+        return progress_of("x", attempt, self.checkpoint + 1, last_checkpoint_step=self.checkpoint or None)
 
 
 def _failure(failed: list[PodFacts]) -> str:

@@ -170,8 +170,14 @@ class RunPolicy(Spec):
 
     suspend: bool = False
     """Stop the pods after a checkpoint; false again, the run goes on from it."""
-    max_restarts: NaturalInt = 3
-    """Failures after which the run is given up; preempted, drained and lost pods do not count."""
+    max_restarts: Annotated[NaturalInt, Field(le=1_000_000)] = 3
+    """Failures after which the run is given up, as long as it makes no progress between them; disruptions
+    do not count."""
+    restart_window_seconds: Annotated[int, Field(ge=0, le=SECONDS_LIMIT)] = 3600
+    """Seconds since the last failure after which a newer checkpoint gives all of `maxRestarts` back."""
+    max_disruptions_without_progress: Annotated[NaturalInt, Field(le=1_000_000)] = 20
+    """Disruptions (preempted, evicted, drained, deleted or lost pods) in a row, none of which leaves a newer
+    checkpoint, that a run survives."""
     stall_timeout_seconds: Seconds | None = None
     """Seconds of training without an optimizer step, by rank 0's own word, after which all ranks are
     restarted; absent, half an hour and 36 s for each billion parameters, and at least ten mean steps. A
@@ -229,6 +235,10 @@ class Attempt(Status):
     """Whether it counts against `maxRestarts`."""
     start_time: Timestamp | None = None
     """When its Job was created."""
+    resumed_from_step: int | None = None
+    """Step of the checkpoint that it began with, 0 for none; absent if its rank 0 was never heard."""
+    checkpoint_step: int | None = None
+    """Step of the newest complete checkpoint, as its rank 0 last said; 0 for none."""
     image: str | None = None
     """Trainer image of its pods; the next attempt has the same one unless the spec names another."""
     running_time: Timestamp | None = None
@@ -301,9 +311,16 @@ class FineTuneStatus(Status):
     attempt: int | None = None
     """Number of the newest attempt."""
     restarts: int = 0
-    """Attempts that failed and count against `maxRestarts`."""
+    """Attempts that failed and were followed by another one."""
+    restarts_used: int | None = None
+    """Those of `restarts` that count against `maxRestarts` now."""
     disruptions: int = 0
-    """Attempts that were preempted, evicted, drained, deleted or lost their node; none counts."""
+    """Attempts that were preempted, evicted, drained, deleted or lost their node; none counts against
+    `maxRestarts`."""
+    disruption_reasons: dict[str, int] = Field(default_factory=dict)
+    """`disruptions` by reason."""
+    disruptions_without_progress: int = 0
+    """Disruptions in a row without a newer checkpoint."""
     attempts: Annotated[
         list[Attempt], Field(max_length=ATTEMPTS_KEPT, json_schema_extra=list_map("number"))
     ] = Field(default_factory=list)

@@ -112,7 +112,7 @@ class FineTuneReconciler:
         word = self._hear(key, subject, world)
         progress, attempt = word.progress, read_ledger(subject.prior).open
         subject = replace(subject, prepared=PreparedData.known(subject.prior, progress))
-        world = replace(world, pulse=take_pulse(subject.spec, progress, attempt, subject.now))
+        world = replace(world, pulse=take_pulse(subject.spec, progress, attempt, subject.now), said=progress)
         decision = await self._decide(subject, world)
         decision, trouble = await self._apply(subject, decision, world)
         finding = Finding(

@@ -13,16 +13,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from yuan2_core.contract import Progress
 from yuan2_operator.api.finetune import ATTEMPTS_KEPT, Attempt, AttemptOutcome, FineTuneStatus, RunPolicy
 from yuan2_operator.constants import CONDITION_COMPLETE, CONDITION_FAILED, Reason
+from yuan2_operator.status.budget import added, budget_is_back, fruitless, heard, progressed, restart_delay
 from yuan2_operator.status.conditions import find_condition
 from yuan2_operator.status.judgement import AttemptView, Judgement, disturbed, judge
 from yuan2_operator.status.pods import first_problem
 from yuan2_operator.status.stall import Pulse
 
-SHORT_ATTEMPT = timedelta(seconds=60)
-"""An attempt that ended sooner makes the next one wait, so that nothing spins."""
-RESTART_DELAY_LIMIT = timedelta(seconds=300)
 FINAL: dict[AttemptOutcome | None, bool] = {"Succeeded": True, "Invalid": False, "DeadlineExceeded": False}
 """Outcomes of an attempt that end the run, and whether it is complete then."""
 JOBS_KEPT = 2
@@ -47,9 +46,15 @@ class Ledger:
     number: int = 0
     """Number of the newest attempt; 0 before the first."""
     restarts: int = 0
-    """Attempts that failed, count against maxRestarts and were followed, or will be, by another one."""
+    """Attempts that failed through their own fault and were followed, or will be, by another one."""
+    restarts_used: int = 0
+    """Those of them that count against maxRestarts now: progress gives them back."""
     disruptions: int = 0
     """Attempts that ended through nobody's fault: preempted, evicted, drained, on a lost node, or deleted."""
+    disruption_reasons: Mapping[str, int] = field(default_factory=dict)
+    """The same by reason."""
+    fruitless: int = 0
+    """Disruptions in a row without a newer checkpoint."""
     started: datetime | None = None
     """When the first attempt (after a suspension: the next one) was made: activeDeadlineSeconds runs from
     it."""
@@ -89,6 +94,8 @@ class World:
     """Jobs and pods by the number of their attempt."""
     pulse: Pulse | None = None
     """Of the attempt under way, by the word of its rank 0; None when nobody knows."""
+    said: Progress | None = None
+    """What rank 0 of the attempt under way has just said; None when nobody knows."""
     foreign: bool = False
     """Jobs or pods of an earlier FineTune of the same name are still being removed."""
 
@@ -116,7 +123,11 @@ def read_ledger(status: FineTuneStatus) -> Ledger:
         attempts=tuple(status.attempts),
         number=status.attempt or 0,
         restarts=status.restarts,
+        # A release before wrote only the sum, all of which counted.
+        restarts_used=status.restarts if status.restarts_used is None else status.restarts_used,
         disruptions=status.disruptions,
+        disruption_reasons=status.disruption_reasons,
+        fruitless=status.disruptions_without_progress,
         started=status.start_time,
         ending=ending,
     )
@@ -142,18 +153,10 @@ def advance(ledger: Ledger, world: World, policy: RunPolicy, *, accepted: bool, 
 
 
 def restart_at(ledger: Ledger) -> datetime | None:
-    """The earliest moment of the next attempt, or None: at once. Short attempts in a row make it later."""
-    short = 0
-    for attempt in reversed(ledger.attempts):
-        if attempt.outcome in (None, "Suspended"):
-            break
-        if _duration(attempt) > SHORT_ATTEMPT and attempt.reason != Reason.PODS_NOT_TOGETHER:
-            break
-        short += 1
-    last = ledger.last
-    if short == 0 or last is None or last.end_time is None:
-        return None
-    return last.end_time + min(timedelta(seconds=2.0**short), RESTART_DELAY_LIMIT)
+    """The earliest moment of the next attempt, or None: at once. Attempts in a row that came to nothing make
+    it later."""
+    delay, last = restart_delay(ledger.attempts), ledger.last
+    return None if not delay or last is None or last.end_time is None else last.end_time + delay
 
 
 def unwanted(ledger: Ledger, world: World) -> list[int]:
@@ -185,7 +188,11 @@ def _adopt(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Le
             ledger = _close(
                 ledger, judge(view, ledger.attempts[-1], now, certain=True) or fallback, policy, now
             )
-        ledger = replace(ledger, restarts=max(ledger.restarts, job.restarts))
+        lost = max(0, job.restarts - ledger.restarts)
+        used = min(ledger.restarts_used + lost, policy.max_restarts)
+        ledger = replace(
+            ledger, restarts=ledger.restarts + lost, restarts_used=used if lost else ledger.restarts_used
+        )
         if ledger.ending is None:
             ledger = _resumed(ledger).begin(number, job.created or now)
     return ledger
@@ -195,6 +202,9 @@ def _watch(ledger: Ledger, world: World, policy: RunPolicy, now: datetime) -> Le
     """Look whether the open attempt has ended, or must end."""
     attempt = ledger.attempts[-1]
     view = world.view(attempt.number)
+    said = world.said or view.progress()
+    if said is not None:
+        ledger = ledger.note(**heard(attempt, said))
     verdict = judge(view, attempt, now)
     if verdict is None and not view.failing:
         verdict = _intervene(ledger, world, policy, now)
@@ -254,6 +264,10 @@ def _close(ledger: Ledger, verdict: Judgement, policy: RunPolicy, now: datetime)
         counted=verdict.counted,
         end_time=now,
     )
+    if budget_is_back(ledger.attempts, policy, now):
+        ledger = replace(ledger, restarts_used=0)
+    if progressed(ledger.attempts):
+        ledger = replace(ledger, fruitless=0)
     return replace(ledger, **_consequence(ledger, verdict, policy))
 
 
@@ -262,19 +276,39 @@ def _consequence(ledger: Ledger, verdict: Judgement, policy: RunPolicy) -> dict[
     if verdict.outcome in FINAL:
         return {"ending": Ending(FINAL[verdict.outcome], verdict.reason, verdict.message)}
     if verdict.outcome == "Disrupted":
-        return {"disruptions": ledger.disruptions + 1}
+        return _disrupted(ledger, verdict, policy)
     if not verdict.counted:
         return {}
-    if ledger.restarts >= policy.max_restarts:
-        text = f"attempt {ledger.number} failed and {_used(policy.max_restarts)}: {verdict.message}"
+    if ledger.restarts_used >= policy.max_restarts:
+        text = f"attempt {ledger.number} failed and {_used(policy)}: {verdict.message}"
         return {"ending": Ending(False, Reason.TOO_MANY_RESTARTS, text)}
-    return {"restarts": ledger.restarts + 1}
+    return {"restarts": ledger.restarts + 1, "restarts_used": ledger.restarts_used + 1}
 
 
-def _used(limit: int) -> str:
-    if limit == 0:
+def _disrupted(ledger: Ledger, verdict: Judgement, policy: RunPolicy) -> dict[str, Any]:
+    """A disruption is never a failure, but a run that gets nowhere between them must not go on for ever."""
+    idle = ledger.fruitless + fruitless(ledger.attempts)
+    changes: dict[str, Any] = {
+        "disruptions": ledger.disruptions + 1,
+        "disruption_reasons": added(ledger.disruption_reasons, verdict.reason),
+        "fruitless": idle,
+    }
+    limit = policy.max_disruptions_without_progress
+    if idle > limit:
+        text = (
+            f"attempt {ledger.number} was disrupted, as were {limit} before it "
+            f"(spec.runPolicy.maxDisruptionsWithoutProgress), and none left a newer checkpoint: write "
+            f"checkpoints more often (spec.checkpoint.everySeconds), or find out what ends the pods; last: "
+            f"{verdict.message}"
+        )
+        changes["ending"] = Ending(False, Reason.NO_PROGRESS, text)
+    return changes
+
+
+def _used(policy: RunPolicy) -> str:
+    if policy.max_restarts == 0:
         return "spec.runPolicy.maxRestarts allows no restart"
-    return f"all {limit} restarts of spec.runPolicy.maxRestarts are used"
+    return f"all {policy.max_restarts} restarts of spec.runPolicy.maxRestarts are used without progress"
 
 
 def _resumed(ledger: Ledger) -> Ledger:
@@ -302,9 +336,3 @@ def _deadline(policy: RunPolicy) -> Ending:
         f"the run took longer than spec.runPolicy.activeDeadlineSeconds ({policy.active_deadline_seconds} s)"
     )
     return Ending(False, Reason.DEADLINE_EXCEEDED, text)
-
-
-def _duration(attempt: Attempt) -> timedelta:
-    if attempt.start_time is None or attempt.end_time is None:
-        return timedelta(0)
-    return attempt.end_time - attempt.start_time

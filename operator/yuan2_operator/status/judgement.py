@@ -7,7 +7,7 @@ since another attempt would meet the same error. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from yuan2_core.contract import EXIT_INVALID, EXIT_PREEMPTED, PEER_LOST, PEERS_MISSING, Progress, Termination
 from yuan2_operator.api.finetune import Attempt, AttemptOutcome
 from yuan2_operator.constants import ANNOTATION_CONFIG, ANNOTATION_RESTARTS, LABEL_ATTEMPT, Reason
-from yuan2_operator.status.pods import PodFacts, condition, parse_time, shorten
+from yuan2_operator.status.pods import PodFacts, Problem, condition, parse_time, shorten
 
 EXIT_KILLED = 137
 """Of a container that SIGKILL ended."""
@@ -165,7 +165,9 @@ def disturbed(view: AttemptView) -> Disturbance | None:
         at = pod.deletion_requested
         # Whole seconds: a crash in the same second may be what made the Job controller delete this pod.
         if at is not None and not any(_crashed_before(other, at + ONE_SECOND) for other in view.pods):
-            return Disturbance(Reason.DISRUPTED, f"pod {pod.name} was deleted by somebody else", at)
+            deleted = Problem(Reason.DISRUPTED, f"pod {pod.name} was deleted by somebody else")
+            cause = pod.problem if pod.disruption is not None and pod.problem is not None else deleted
+            return Disturbance(cause.reason, cause.message, at)
     return None
 
 
@@ -219,27 +221,31 @@ def _invalid(view: AttemptView, job: JobFacts) -> Judgement | None:
 
 
 def _disrupted(view: AttemptView, job: JobFacts, attempt: Attempt, now: datetime) -> Judgement | None:
-    message = _disruption(view, job, attempt, now)
-    return None if message is None else Judgement("Disrupted", Reason.DISRUPTED, message)
+    cause = next(_disruptions(view, job, attempt, now), None)
+    return None if cause is None else Judgement("Disrupted", cause.reason, cause.message)
 
 
-def _disruption(view: AttemptView, job: JobFacts, attempt: Attempt, now: datetime) -> str | None:
-    """What disrupted the attempt; a dead node outweighs the crashes that it causes on the others."""
+def _disruptions(view: AttemptView, job: JobFacts, attempt: Attempt, now: datetime) -> Iterator[Problem]:
+    """What disrupted the attempt, the surest first; a dead node outweighs the crashes that it causes on the
+    others."""
     for pod in view.pods:
         if pod.disruption is not None:
-            return pod.problem.message if pod.problem is not None else f"pod {pod.name} was disrupted"
+            yield pod.problem or Problem(Reason.EVICTED, f"pod {pod.name} was disrupted")
         if pod.lost(now):
-            return f"pod {pod.name} did not end in time: its node {pod.node} is dead or cut off"
+            text = f"pod {pod.name} did not end in time: its node {pod.node} is dead or cut off"
+            yield Problem(Reason.NODE_LOST, text)
     if job.deleting and not job.failing:
-        return f"Job {job.name} was deleted by somebody else"
-    if "DisruptionTarget" in job.failure or f"exit code {EXIT_PREEMPTED} " in job.failure:
-        return _translated(job.failure)
-    if attempt.reason and attempt.end_time is not None:
-        at = attempt.end_time
-        return None if any(_crashed_before(pod, at) for pod in view.pods) else attempt.message
-    if not any(crashed(pod) for pod in view.pods):
-        return f"pods of Job {job.name} ended or were deleted without an error: {shorten(job.failure)}"
-    return None
+        yield Problem(Reason.DISRUPTED, f"Job {job.name} was deleted by somebody else")
+    if "DisruptionTarget" in job.failure:
+        yield Problem(Reason.DISRUPTED, _translated(job.failure))
+    at = attempt.end_time if attempt.reason else None
+    if at is not None and not any(_crashed_before(pod, at) for pod in view.pods):
+        yield Problem(attempt.reason, attempt.message)
+    if f"exit code {EXIT_PREEMPTED} " in job.failure:
+        yield Problem(Reason.TERMINATED, _translated(job.failure))
+    if at is None and not any(crashed(pod) for pod in view.pods):
+        text = f"pods of Job {job.name} ended or were deleted without an error: {shorten(job.failure)}"
+        yield Problem(Reason.DISRUPTED, text)
 
 
 def _translated(failure: str) -> str:

@@ -285,6 +285,7 @@ def _disruption(status: Mapping[str, Any]) -> str | None:
 def _disrupted(name: str, disruption: str, status: Mapping[str, Any]) -> Problem:
     reasons = {
         "PreemptionByScheduler": Reason.PREEMPTED,
+        "EvictionByEvictionAPI": Reason.DRAINED,
         "NodeLost": Reason.NODE_LOST,
         "DeletionByPodGC": Reason.NODE_LOST,
     }

@@ -195,6 +195,40 @@ def test_an_eviction_is_not_counted(run):
     assert status["restarts"] == 0
     assert status["attempts"][0]["outcome"] == "Disrupted"
     assert status["attempts"][0].get("counted", False) is False
+    assert (status["disruptions"], status["disruptionReasons"]) == (1, {"Drained": 1})
+
+
+def test_progress_gives_the_restarts_back_and_a_run_without_it_ends(run):
+    run.create(runPolicy={"maxRestarts": 1, "restartWindowSeconds": 0}, workers={"replicas": 1})
+    crash = run.termination("Crashed", "ValueError: boom")
+    for attempt, checkpoint in enumerate((10, 20, 20), start=1):
+        pods = run.run(attempt, count=1)
+        run.says(checkpoint + 1, attempt, last_checkpoint_step=checkpoint)
+        wait_for(
+            "the checkpoint in the status",
+            lambda wanted=checkpoint: run.status["attempts"][-1].get("checkpointStep") == wanted,
+        )
+        run.node.end(pods[0], 1, crash)
+    failed = run.wait_condition("Failed", "True", "TooManyRestarts")
+    assert "all 1 restarts" in failed["message"]
+    assert (run.status["restarts"], run.status["restartsUsed"], run.status["attempt"]) == (2, 1, 3)
+
+
+def test_disruptions_without_progress_are_told_by_reason_and_capped(run):
+    run.create(runPolicy={"maxDisruptionsWithoutProgress": 2}, workers={"replicas": 1})
+    causes = ("PreemptionByScheduler", "DeletionByPodGC", None)
+    for attempt, cause in enumerate(causes, start=1):
+        [pod] = run.run(attempt, count=1)
+        run.says(3, attempt)
+        wait_for("rank 0 is heard", lambda: run.status["attempts"][-1].get("checkpointStep") is not None)
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": cause}
+        conditions = [] if cause is None else [condition]
+        run.node.end(pod, 75, run.termination("Preempted", "stopped"), conditions=conditions)
+    failed = run.wait_condition("Failed", "True", "NoProgress")
+    assert "as were 2 before it (spec.runPolicy.maxDisruptionsWithoutProgress)" in failed["message"]
+    status = run.status
+    assert (status["restarts"], status["disruptions"]) == (0, 3)
+    assert status["disruptionReasons"] == {"NodeLost": 1, "Preempted": 1, "Terminated": 1}
 
 
 def test_a_deleted_pod_is_not_counted_even_if_its_peers_crash(run):

@@ -21,7 +21,7 @@ from yuan2_operator.status.attempts import (
     restart_at,
     unwanted,
 )
-from yuan2_operator.status.judgement import AttemptView, JobFacts, judge, read_job
+from yuan2_operator.status.judgement import AttemptView, JobFacts, disturbed, judge, read_job
 from yuan2_operator.status.pods import LOST_AFTER, PodFacts, Problem
 
 
@@ -416,6 +416,30 @@ def test_of_pods_that_all_lost_a_peer_the_first_is_named():
 def test_a_preempted_pod_outweighs_the_crash_of_its_peer():
     found = verdict([pod(0, 1), pod(1, 75, seconds=3, disruption="PreemptionByScheduler")])
     assert (found.outcome, found.counted) == ("Disrupted", False)
+
+
+@pytest.mark.parametrize(("evicted", "reason"), [(True, Reason.DRAINED), (False, Reason.DISRUPTED)])
+def test_who_deleted_a_pod_is_noted_while_its_condition_can_be_read(evicted, reason):
+    facts = PodFacts("x-1-0", 0, 1, "Running", running=True, deletion_requested=START)
+    if evicted:
+        problem = Problem(Reason.DRAINED, "pod x-1-0 was evicted")
+        facts = replace(facts, disruption="EvictionByEvictionAPI", problem=problem)
+    cause = disturbed(AttemptView(1, JobFacts("x-1", 1), (facts,)))
+    assert cause is not None
+    assert (cause.reason, cause.at) == (reason, START)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("Container pytorch for pod demo/x-1-0 failed with exit code 75 matching FailJob", Reason.TERMINATED),
+        ("Pod demo/x-1-1 has condition DisruptionTarget matching FailJob rule", Reason.DISRUPTED),
+    ],
+)
+def test_the_reason_of_a_disruption_says_what_kind_it_was(failure, reason):
+    assert verdict([pod(0, 75)], failure).reason == reason
+    lost = replace(pod(1, 0), phase="Running", delete_by=START - LOST_AFTER)
+    assert verdict([pod(0, 1), lost], failure).reason == Reason.NODE_LOST
 
 
 def test_the_jobs_own_words_are_enough_when_the_pod_is_gone():

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.attempts import Cluster, Loop, spec_of
 from yuan2_core.contract import EXIT_COMPLETE, EXIT_CRASHED, EXIT_INVALID, EXIT_PREEMPTED
 from yuan2_operator.api.finetune import FineTuneStatus
+from yuan2_operator.constants import Reason
 from yuan2_operator.status.attempts import read_ledger
 
 index = st.integers(min_value=0, max_value=1)
@@ -22,16 +23,32 @@ class FineTuneLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.failures = 0
+        self.disturbances = 0
         self.restarts = 0
         self.ending = None
         self.invalid_at: int | None = None
 
-    @initialize(max_restarts=st.integers(min_value=0, max_value=3))
-    def begin(self, max_restarts):
+    @initialize(
+        max_restarts=st.integers(min_value=0, max_value=3),
+        window=st.sampled_from([0, 600]),
+        idle=st.sampled_from([0, 2, 20]),
+        heard=st.booleans(),
+    )
+    def begin(self, max_restarts, window, idle, heard):
+        policy = {
+            "maxRestarts": max_restarts,
+            "restartWindowSeconds": window,
+            "maxDisruptionsWithoutProgress": idle,
+            "stallTimeoutSeconds": 600,
+        }
         self.cluster = Cluster()
-        self.loop = Loop(
-            self.cluster, spec_of(runPolicy={"maxRestarts": max_restarts, "stallTimeoutSeconds": 600})
-        )
+        self.loop = Loop(self.cluster, spec_of(runPolicy=policy), checkpoint=0 if heard else None)
+
+    @precondition(lambda self: self.loop.checkpoint is not None)
+    @rule()
+    def a_checkpoint_is_complete(self):
+        if any(pod.running for key, pod in self.cluster.pods.items() if key[1] == 0):
+            self.loop.checkpoint += 10
 
     @rule()
     def reconcile(self):
@@ -71,6 +88,7 @@ class FineTuneLife(RuleBasedStateMachine):
             if key[1] == which and pod.running and key not in self.cluster.dead:
                 self.cluster.end(key, code)
                 self.failures += code in (EXIT_CRASHED, 137)
+                self.disturbances += code == EXIT_PREEMPTED
                 if code == EXIT_INVALID and key[0] in self.cluster.jobs:
                     self.invalid_at = key[0]
 
@@ -84,6 +102,7 @@ class FineTuneLife(RuleBasedStateMachine):
     def a_pod_is_evicted(self, which):
         for key, pod in list(self.cluster.pods.items()):
             if key[1] == which and pod.running:
+                self.disturbances += 1
                 self.cluster.ask(key)
                 self.cluster.end(key, EXIT_PREEMPTED, "EvictionByEvictionAPI")
 
@@ -91,10 +110,12 @@ class FineTuneLife(RuleBasedStateMachine):
     def a_pod_is_deleted(self, which):
         for key, pod in list(self.cluster.pods.items()):
             if key[1] == which and pod.running and pod.delete_by is None:
+                self.disturbances += 1
                 self.cluster.ask(key)
 
     @rule(which=index)
     def a_node_dies(self, which):
+        self.disturbances += 1
         self.cluster.dead |= {
             key for key, pod in self.cluster.pods.items() if key[1] == which and pod.running
         }
@@ -102,6 +123,7 @@ class FineTuneLife(RuleBasedStateMachine):
     @rule()
     def somebody_deletes_a_job(self):
         for number in list(self.cluster.jobs)[:1]:
+            self.disturbances += 1
             self.cluster.delete_job(number)
 
     @rule()
@@ -119,6 +141,7 @@ class FineTuneLife(RuleBasedStateMachine):
     @precondition(lambda self: self.ending is None)
     @rule()
     def the_status_is_wiped(self):
+        self.disturbances += 1  # a Job that a suspension deletes looks then as if somebody had
         self.loop.status, self.restarts = FineTuneStatus(), 0
 
     @precondition(lambda self: any(pod.running for pod in self.cluster.pods.values()))
@@ -138,10 +161,28 @@ class FineTuneLife(RuleBasedStateMachine):
     def restarts_only_grow_and_stay_within_the_limit(self):
         if not hasattr(self, "loop"):
             return
-        restarts = self.loop.status.restarts
-        assert self.restarts <= restarts <= self.loop.spec.run_policy.max_restarts
-        assert restarts <= self.failures, "a disruption was counted"
-        self.restarts = restarts
+        status, policy = self.loop.status, self.loop.spec.run_policy
+        assert (status.restarts_used or 0) <= policy.max_restarts
+        assert (status.restarts_used or 0) <= status.restarts
+        assert self.restarts <= status.restarts <= self.failures, "a disruption was counted"
+        self.restarts = status.restarts
+
+    @invariant()
+    def without_progress_nothing_is_given_back(self):
+        if hasattr(self, "loop") and not self.loop.checkpoint:
+            assert self.loop.status.restarts == (self.loop.status.restarts_used or 0)
+
+    @invariant()
+    def disruptions_are_told_by_reason_and_end_a_run_only_without_progress(self):
+        if not hasattr(self, "loop"):
+            return
+        status, limit = self.loop.status, self.loop.spec.run_policy.max_disruptions_without_progress
+        assert sum(status.disruption_reasons.values()) == status.disruptions
+        assert status.disruptions_without_progress <= min(limit + 1, status.disruptions)
+        ending = read_ledger(status).ending
+        if ending is not None and ending.reason == Reason.NO_PROGRESS:
+            assert status.disruptions_without_progress == limit + 1
+            assert self.disturbances > 0
 
     @invariant()
     def an_end_is_final(self):
@@ -181,7 +222,7 @@ class FineTuneLife(RuleBasedStateMachine):
             self.everybody_succeeds()
         ending = read_ledger(self.loop.status).ending
         assert ending is not None, self.loop.status
-        if self.failures == 0 and self.invalid_at is None:
+        if self.failures == 0 and self.invalid_at is None and ending.reason != Reason.NO_PROGRESS:
             assert ending.complete, ending
         if not ending.complete:
             assert ending.message

@@ -55,7 +55,12 @@ def world():
 def test_what_was_stored_is_read():
     reading = parse_spec(FineTuneSpec, TUNE["spec"], runs=False)
     assert reading == Reading(FineTuneSpec.model_validate(TUNE["spec"]))
-    assert FineTuneStatus.model_validate(TUNE["status"]).to_api() == {**TUNE["status"], "disruptions": 0}
+    assert FineTuneStatus.model_validate(TUNE["status"]).to_api() == {
+        **TUNE["status"],
+        "disruptions": 0,
+        "disruptionReasons": {},
+        "disruptionsWithoutProgress": 0,
+    }
 
 
 def test_an_attempt_that_runs_goes_on_with_its_image_and_is_looked_after():
