@@ -41,6 +41,11 @@ OFFLOAD_OPTIMIZER: Final = (
     "deepspeed.offload: without ZeRO there is no optimizer state to offload; set deepspeed.stage to 2, or "
     "leave offload out"
 )
+FORMAT_OF_FILES: Final = "dataset: with files, each of them has its own format; move dataset.format there"
+FILES_OF_CONFIG_MAP: Final = (
+    "dataset.files: a key of a ConfigMap is one file; put the files into a persistentVolumeClaim, or leave "
+    "files out"
+)
 ONE_HELD_OUT: Final = "dataset: evalFraction and evalSource exclude each other; leave one out"
 NOTHING_HELD_OUT: Final = (
     "evaluation: everySteps, earlyStoppingPatience and sampleAnswers need data that is held out of training; "
@@ -140,8 +145,10 @@ def training_conflicts(job: TrainJob) -> Iterator[str]:
 
 
 def evaluation_conflicts(job: TrainJob) -> Iterator[str]:
-    """Between what is to be judged and what it is judged on."""
+    """Between the data, what is to be judged and what it is judged on."""
     data, evaluation = job.dataset, job.evaluation
+    if data.files and data.format != "auto":
+        yield FORMAT_OF_FILES
     if data.eval_path is not None and data.eval_fraction > 0:
         yield ONE_HELD_OUT
     asked = (evaluation.every_steps, evaluation.early_stopping_patience, evaluation.sample_answers)

@@ -20,6 +20,7 @@ from yuan2_core.exit_codes import EXIT_INVALID as EXIT_INVALID
 from yuan2_core.exit_codes import EXIT_PREEMPTED as EXIT_PREEMPTED
 from yuan2_core.sections import (
     Checkpoint,
+    DataFile,
     DatasetFormat,
     DeepSpeed,
     Device,
@@ -65,9 +66,11 @@ class DatasetLocation(Contract):
     """Conversations as the pod sees them."""
 
     path: str
-    """A JSON or JSON Lines file."""
+    """A file of data, or a directory of such files."""
     format: DatasetFormat = "auto"
     """Layout of a record."""
+    files: tuple[DataFile, ...] = ()
+    """Which files below the directory `path`, each with its format and weight; none for all."""
     max_invalid_fraction: Fraction = 0.0
     """Share of records (and of sequences left without a label) that may be dropped; more stops the run."""
     eval_path: str | None = None

@@ -1,24 +1,27 @@
-"""Training data: FastChat, Alpaca and BELLE files to conversations.
+"""Training data: files and directories of every layout to conversations and raw text.
 
-Every record is checked; what is wrong with it names the file, the record and the field. A record that
-cannot be used does not end the reading, so that one message tells about all of them.
+Every record is checked; what is wrong with it names the file, the record, the field and the line. A record
+that cannot be used does not end the reading, so that one message tells about all of them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from yuan2_core.conversation import Conversation
 from yuan2_core.errors import DatasetError, MessageError
-from yuan2_core.json_records import BrokenRecord, read_records
-from yuan2_core.messages import FASTCHAT, Message, Turn, check_answer, check_text, kind, read_dialogue
-from yuan2_core.sections import DatasetFormat
+from yuan2_core.json_records import BrokenRecord, read_records, reading
+from yuan2_core.layouts import READERS, detect, read_text
+from yuan2_core.messages import kind
+from yuan2_core.raw_text import Document
+from yuan2_core.sections import DataFile, DatasetFormat
 
 __all__ = [
+    "DataPart",
     "Dataset",
     "DatasetFormat",
     "NumberedRecord",
@@ -28,33 +31,76 @@ __all__ = [
     "iterate_dataset",
     "load_conversations",
     "number_records",
+    "parts_of",
     "read_dataset",
 ]
 
 ERRORS_SHOWN: Final = 10
 """Record errors that a message spells out."""
 
+ENDINGS: Final = (".json", ".jsonl", ".txt")
+"""Names of the files in a directory that are data; `.gz` may follow."""
+
+TEXT_PIECE: Final = 1 << 20
+"""Characters of a plain text after which its next line begins another record."""
+
 _ID_SHOWN: Final = 40
 """Characters of a record's `id` in a message."""
 
-ALPACA_PROMPT: Final = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:"
-)
-"""Prompt of an Alpaca record without input (Stanford Alpaca)."""
+Item = Conversation | Document
+"""What a record holds."""
 
-ALPACA_PROMPT_WITH_INPUT: Final = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-)
-"""Prompt of an Alpaca record with input (Stanford Alpaca)."""
 
-_SPEAKER: Final = re.compile(r"(?:\A|\n)(Human|Assistant):")
-"""Begins a message in BELLE's `instruction`."""
+@dataclass(frozen=True)
+class DataPart:
+    """A file to read.
 
-_Reader = Callable[[Mapping[str, Any]], tuple[tuple[Turn, ...], str | None]]
+    Attributes:
+        path: of the file.
+        format: layout of its records.
+        weight: how often each record is taken; of 0.5, every second one is.
+    """
+
+    path: Path
+    format: DatasetFormat = "auto"
+    weight: float = 1.0
+
+
+def parts_of(
+    path: str | Path,
+    format: DatasetFormat = "auto",  # noqa: A002
+    files: Sequence[DataFile] = (),
+) -> list[DataPart]:
+    """The files of a data set, in order.
+
+    Args:
+        path: a file; or a directory, of which every file is read whose name ends as data does (`ENDINGS`).
+        format: layout of the records.
+        files: instead, what is read below that directory, each with a format and a weight.
+
+    Raises:
+        DatasetError: a directory cannot be read or holds no data.
+    """
+    root = Path(path)
+    if not files:
+        return [DataPart(file, format) for file in _files(root)]
+    return [DataPart(file, item.format, item.weight) for item in files for file in _files(root / item.path)]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    below = (item for item in sorted(path.rglob("*")) if item.is_file() and not _hidden(item, path))
+    found = [item for item in below if item.name.removesuffix(".gz").endswith(ENDINGS)]
+    if not found:
+        names = ", ".join(f"*{ending}" for ending in ENDINGS)
+        raise DatasetError(f"{path}: a directory without data: no file is called {names}, or so and .gz")
+    return found
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    """Whether a file or a directory above it is hidden: a mounted ConfigMap holds its files twice so."""
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 @dataclass(frozen=True)
@@ -66,16 +112,19 @@ class RecordError:
         record: its number, from 1.
         record_id: its `id`, if it has one.
         problem: the field and what is wrong with it.
+        line: where it begins, from 1; None where the problem tells.
     """
 
     source: str
     record: int
     record_id: str | None
     problem: str
+    line: int | None = None
 
     def __str__(self) -> str:
         name = f" (id {self.record_id})" if self.record_id is not None else ""
-        return f"{self.source}, record {self.record}{name}, {self.problem}"
+        line = f" (line {self.line})" if self.line is not None else ""
+        return f"{self.source}, record {self.record}{name}, {self.problem}{line}"
 
 
 @dataclass(frozen=True)
@@ -94,14 +143,14 @@ class Dataset:
 
 
 def load_conversations(path: str | Path, format: DatasetFormat = "auto") -> list[Conversation]:  # noqa: A002
-    """All conversations of a file, in file order.
+    """All conversations of a file or directory, in order.
 
     Args:
-        path: a JSON array, an array of arrays, or JSON Lines, in UTF-8.
-        format: layout of a record; `auto` decides by the first one.
+        path: a JSON array, an array of arrays, or JSON Lines, in UTF-8, gzip or not; or a directory of such.
+        format: layout of a record; `auto` decides by the first one of each file.
 
     Raises:
-        DatasetError: the file cannot be used, or any record in it; the message has the first ten errors.
+        DatasetError: a file cannot be used, or any record in it; the message has the first ten errors.
     """
     return read_dataset(path, format).conversations
 
@@ -111,7 +160,7 @@ def read_dataset(
     format: DatasetFormat = "auto",  # noqa: A002
     max_invalid_fraction: float = 0.0,
 ) -> Dataset:
-    """All conversations of a file and the errors of the records that could not be used.
+    """All conversations and the errors of the records that could not be used.
 
     Args:
         path: as in `load_conversations`.
@@ -119,13 +168,16 @@ def read_dataset(
         max_invalid_fraction: share of the records that may be unusable, 0 to 1.
 
     Raises:
-        DatasetError: the file cannot be used, too many records are wrong, or no record is right.
+        DatasetError: a file cannot be used or holds raw text, too many records are wrong, or no record is
+            right.
     """
     conversations: list[Conversation] = []
     errors: list[RecordError] = []
     for item in iterate_dataset(path, format):
         if isinstance(item, RecordError):
             errors.append(item)
+        elif isinstance(item, Document):
+            raise DatasetError(f"{item.source}: raw text, where conversations are wanted")
         else:
             conversations.append(item)
     dataset = Dataset(conversations, errors, len(conversations) + len(errors))
@@ -137,142 +189,120 @@ def read_dataset(
 def iterate_dataset(
     path: str | Path,
     format: DatasetFormat = "auto",  # noqa: A002
-) -> Iterator[Conversation | RecordError]:
-    """Conversations and errors, one for each record, in file order and without holding the file in memory.
+) -> Iterator[Item | RecordError]:
+    """What each record holds, or an error, in order and without holding a file in memory.
 
     Raises:
-        DatasetError: the file cannot be read, is not JSON, or has a layout that is none of the known ones.
+        DatasetError: a file cannot be read, is not JSON, or has a layout that is none of the known ones.
     """
-    for record in number_records(path, format):
-        yield convert(record, str(Path(path)))
+    return map(convert, number_records(parts_of(path, format)))
 
 
 class NumberedRecord(NamedTuple):
     """A record as it stands in a file.
 
     Attributes:
+        source: the file.
         number: its number, from 1.
+        line: where it begins, from 1.
         content: what JSON makes of it, or a `BrokenRecord`.
-        layout: `fastchat`, `alpaca` or `belle`; None where the record is no object.
+        layout: the name of its layout; None where the record is no object.
+        times: how often it is taken.
     """
 
+    source: str
     number: int
+    line: int
     content: Any
     layout: str | None
+    times: int = 1
 
 
-def number_records(
-    path: str | Path,
-    format: DatasetFormat = "auto",  # noqa: A002
-) -> Iterator[NumberedRecord]:
-    """Records of a file in order, not checked yet: `convert` may do that in another process.
+def number_records(parts: Iterable[DataPart]) -> Iterator[NumberedRecord]:
+    """Records of some files in order, not checked yet: `convert` may do that in another process.
 
     Raises:
         DatasetError: as `iterate_dataset`.
     """
-    if format not in ("auto", *_READERS):
-        raise ValueError(f"format: {format!r} is not auto, fastchat, alpaca or belle")
-    file = Path(path)
-    layout = None if format == "auto" else str(format)
-    for number, record in enumerate(read_records(file), start=1):
+    for part in parts:
+        if part.format not in get_args(DatasetFormat):
+            known = ", ".join(get_args(DatasetFormat))
+            raise ValueError(f"format: {part.format!r} is not one of {known}")
+        for number, (line, content, layout) in enumerate(_records_of(part), start=1):
+            times = math.floor(number * part.weight) - math.floor((number - 1) * part.weight)
+            yield NumberedRecord(str(part.path), number, line, content, layout, times)
+
+
+def _records_of(part: DataPart) -> Iterator[tuple[int, Any, str | None]]:
+    """Line, content and layout of each record."""
+    if _is_plain_text(part):
+        yield from ((line, {"text": text}, "text") for line, text in _pieces(part.path))
+        return
+    layout = None if part.format == "auto" else str(part.format)
+    for number, (line, record) in enumerate(read_records(part.path), start=1):
         if isinstance(record, dict):
-            layout = layout or _detect(record, file, number)
-            yield NumberedRecord(number, record, layout)
+            layout = layout or _detected(record, part.path, number)
+            yield line, record, layout
         else:
-            yield NumberedRecord(number, record, None)
+            yield line, record, None
 
 
-def convert(record: NumberedRecord, source: str) -> Conversation | RecordError:
-    """The conversation of a record of the file `source`, or what is wrong with it."""
-    number, content, layout = record
+def _is_plain_text(part: DataPart) -> bool:
+    """Whether a file is text and no JSON: by its name, and by its beginning where nobody said what it is."""
+    if not part.path.name.removesuffix(".gz").endswith(".txt") or part.format not in ("auto", "text"):
+        return False
+    if part.format == "text":
+        return True
+    with reading(part.path) as file:
+        return not file.read(TEXT_PIECE).lstrip().startswith(("[", "{"))
+
+
+def _pieces(path: Path) -> Iterator[tuple[int, str]]:
+    """A plain text, cut at line ends where it is long, each piece with its first line."""
+    with reading(path) as file:
+        first, size, held = 1, 0, list[str]()
+        for number, line in enumerate(file, start=1):
+            if size >= TEXT_PIECE:
+                yield first, "".join(held)
+                first, size, held = number, 0, []
+            held.append(line)
+            size += len(line)
+        yield first, "".join(held)
+
+
+def convert(record: NumberedRecord) -> Item | RecordError:
+    """What a record holds, or what is wrong with it."""
+    source, number, line, content, layout, _ = record
     if layout is not None:
-        return _convert(content, _READERS[layout], source, number)
-    broken = isinstance(content, BrokenRecord)
-    problem = content.problem if broken else f"must be an object, not {kind(content)}"
-    return RecordError(source, number, None, problem)
+        return _convert(content, layout, source, number, line)
+    if isinstance(content, BrokenRecord):
+        return RecordError(source, number, None, content.problem)
+    return RecordError(source, number, None, f"must be an object, not {kind(content)}", line)
 
 
 def _convert(
-    record: Mapping[str, Any], reader: _Reader, source: str, number: int
-) -> Conversation | RecordError:
+    record: Mapping[str, Any], layout: str, source: str, number: int, line: int
+) -> Item | RecordError:
     try:
-        turns, system = reader(record)
-        return Conversation.of_turns(turns, system, source=source, record=number)
+        if layout == "text":
+            return Document(read_text(record), source, number)
+        dialogue = READERS[layout](record)
+        return Conversation.of_turns(dialogue.turns, dialogue.system, source=source, record=number)
     except MessageError as error:
         name = record.get("id")
-        return RecordError(source, number, None if name is None else str(name)[:_ID_SHOWN], str(error))
+        return RecordError(source, number, None if name is None else str(name)[:_ID_SHOWN], str(error), line)
 
 
-def _fastchat(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], str | None]:
-    messages = _field(record, "conversations")
-    if not isinstance(messages, list):
-        raise MessageError("conversations", f"must be a list of messages, not {kind(messages)}")
-    dialogue = read_dialogue(messages, record.get("system"), field="conversations", style=FASTCHAT)
-    if not dialogue.turns:
-        raise MessageError("conversations", "no human message with an answer")
-    return dialogue.turns, dialogue.system
-
-
-def _alpaca(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], str | None]:
-    instruction = check_text(_field(record, "instruction"), "instruction")
-    context = check_text(record.get("input", ""), "input")
-    for name in ("history", "system"):
-        if record.get(name):
-            raise MessageError(
-                name, "not part of the Alpaca layout; write such data as FastChat's conversations"
-            )
-    answer = check_answer(check_text(_field(record, "output"), "output"), "output")
-    prompt = ALPACA_PROMPT_WITH_INPUT if context else ALPACA_PROMPT
-    return (Turn(prompt.format(instruction=instruction, input=context), answer),), None
-
-
-def _belle(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], str | None]:
-    instruction = check_text(_field(record, "instruction"), "instruction")
-    if check_text(record.get("input", ""), "input"):
-        raise MessageError(
-            "input", "must be empty; in this layout the instruction holds the whole conversation"
+def _detected(record: Mapping[str, Any], file: Path, number: int) -> str:
+    layout = detect(record)
+    if layout is None:
+        fields = ", ".join(sorted(record)[:10]) or "none"
+        raise DatasetError(
+            f"{file}, record {number}: the layout cannot be told from its fields ({fields}); FastChat and "
+            "ShareGPT have conversations, OpenAI has messages, Alpaca and BELLE have instruction and output, "
+            "raw text has text"
         )
-    answer = check_answer(check_text(_field(record, "output"), "output"), "output")
-    messages = [*_belle_messages(instruction), Message("assistant", answer)]
-    dialogue = read_dialogue(messages, field="instruction")
-    if not dialogue.turns:
-        raise MessageError("instruction", "no Human: message before the answer")
-    return dialogue.turns, None
-
-
-def _belle_messages(instruction: str) -> list[Message]:
-    """Messages before the answer; the text ends with the `Assistant:` that the answer follows."""
-    before, *parts = _SPEAKER.split(instruction)
-    if before or not parts:
-        raise MessageError("instruction", "must begin with Human:")
-    speakers, texts = parts[::2], parts[1::2]
-    if speakers[-1] != "Assistant" or texts[-1].strip():
-        raise MessageError("instruction", "must end with Assistant:, which the output goes on from")
-    said = zip(speakers[:-1], texts[:-1], strict=True)
-    return [Message("user" if speaker == "Human" else "assistant", text) for speaker, text in said]
-
-
-def _field(record: Mapping[str, Any], name: str) -> Any:
-    if name not in record:
-        raise MessageError(name, "missing")
-    return record[name]
-
-
-_READERS: Final[Mapping[str, _Reader]] = {"fastchat": _fastchat, "alpaca": _alpaca, "belle": _belle}
-
-
-def _detect(record: Mapping[str, Any], file: Path, number: int) -> str:
-    """The layout of a record."""
-    if "conversations" in record:
-        return "fastchat"
-    instruction = record.get("instruction")
-    if "instruction" in record:
-        return "belle" if isinstance(instruction, str) and _SPEAKER.match(instruction) else "alpaca"
-    fields = ", ".join(sorted(record)[:10]) or "none"
-    raise DatasetError(
-        f"{file}, record {number}: the layout cannot be told from its fields ({fields}); "
-        "FastChat has conversations, Alpaca and BELLE have instruction and output"
-    )
+    return layout
 
 
 def check_errors(

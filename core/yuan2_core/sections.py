@@ -21,6 +21,12 @@ WITHOUT_FP16 = (
 )
 
 
+OUTSIDE = (
+    "dataset.files: a path is relative to the directory of dataset.source and stays inside it: no '/' at "
+    "either end, no '..'; '.' alone is the directory itself"
+)
+
+
 def _without_fp16(value: object) -> object:
     if value == "fp16":
         raise ValueError(WITHOUT_FP16)
@@ -33,9 +39,15 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _below(path: str) -> str:
+    if path != "." and any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(OUTSIDE)
+    return path
+
+
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
-DatasetFormat = Literal["auto", "fastchat", "alpaca", "belle"]
+DatasetFormat = Literal["auto", "fastchat", "openai", "alpaca", "belle", "text"]
 Schedule = Literal["cosine", "linear", "constant"]
 TrainPrecision = Annotated[
     Literal["bf16", "fp32"],
@@ -52,6 +64,17 @@ INT_LIMIT = 2**31 - 1
 PositiveInt = Annotated[int, Field(ge=1, le=INT_LIMIT)]
 NaturalInt = Annotated[int, Field(ge=0, le=INT_LIMIT)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataFile(Contract):
+    """One of several files of a data set."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_below)]
+    """A file or directory, relative to the directory that the source names."""
+    format: DatasetFormat = "auto"
+    """Layout of its records; `auto` looks at the first one of each file."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often each of its records is in an epoch: 2 for twice, 0.5 for every second record."""
 
 
 class Full(Contract):

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from yuan2_core.sections import (
     Checkpoint,
+    DataFile,
     DatasetFormat,
     DeepSpeed,
     Evaluation,
@@ -21,6 +22,7 @@ from yuan2_core.sections import (
 from yuan2_operator.api.common import ClaimLocation, ClaimPath, Condition, ModelReference
 from yuan2_operator.api.finetune_rules import (
     DATASET,
+    FILES_BELOW,
     NO_RESERVED_ENV,
     ONE_DEVICE,
     ONE_METHOD,
@@ -79,18 +81,21 @@ class DatasetSource(Spec):
     """Where conversations are: exactly one member."""
 
     persistent_volume_claim: ClaimPath | None = None
-    """A JSON or JSON Lines file in a PersistentVolumeClaim."""
+    """A file or directory in a PersistentVolumeClaim: JSON, JSON Lines or plain text, gzip or not."""
     config_map: ConfigMapKey | None = None
     """A key of a ConfigMap, for small data."""
 
 
 class Dataset(Spec):
-    """The conversations to learn."""
+    """The conversations or texts to learn."""
 
     source: Annotated[DatasetSource, Field(json_schema_extra=one_source("dataset.source"))]
     """Where they are."""
     format: DatasetFormat = "auto"
-    """Layout of a record; `auto` looks at the first one."""
+    """Layout of a record; `auto` looks at the first one of each file."""
+    files: Annotated[tuple[DataFile, ...], Field(max_length=64, json_schema_extra=FILES_BELOW)] = ()
+    """Which files of the directory that `source` names are read, each with its format and weight; absent, all
+    that are called .json, .jsonl or .txt, or so and .gz."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the conversations that is held out of training, to evaluate on."""
     eval_source: (

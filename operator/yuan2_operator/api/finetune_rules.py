@@ -7,7 +7,7 @@ from typing import Any
 from yuan2_core import conflicts
 from yuan2_core.presets import DEFAULT_ZERO_STAGE, PRESETS, zero_stage
 from yuan2_core.resuming import FREE_TRAINING
-from yuan2_core.sections import Training
+from yuan2_core.sections import OUTSIDE, Training
 from yuan2_operator.api.common import NAME_RULES
 from yuan2_operator.api.pods import gpu_rules
 from yuan2_operator.api.schema import rules
@@ -20,7 +20,17 @@ TRAINING = rules(
     ("!(has(self.epochs) && has(self.maxSteps))", conflicts.ONE_LENGTH),
     ("!(has(self.warmupRatio) && has(self.warmupSteps))", conflicts.ONE_WARMUP),
 )
-DATASET = rules(("!(has(self.evalSource) && self.evalFraction > 0.0)", conflicts.ONE_HELD_OUT))
+DATASET = rules(
+    ("!(has(self.evalSource) && self.evalFraction > 0.0)", conflicts.ONE_HELD_OUT),
+    ("size(self.files) == 0 || self.format == 'auto'", conflicts.FORMAT_OF_FILES),
+    ("size(self.files) == 0 || !has(self.source.configMap)", conflicts.FILES_OF_CONFIG_MAP),
+)
+FILES_BELOW = rules(
+    (
+        "self.all(file, file.path == '.' || file.path.split('/').all(part, !(part in ['', '.', '..'])))",
+        OUTSIDE,
+    )
+)
 
 
 def one_source(field: str) -> dict[str, Any]:

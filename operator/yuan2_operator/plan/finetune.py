@@ -150,6 +150,7 @@ def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
         dataset=DatasetLocation(
             path=_path_in(spec.dataset.source, DATASET_DIRECTORY),
             format=spec.dataset.format,
+            files=spec.dataset.files,
             max_invalid_fraction=spec.dataset.max_invalid_fraction,
             eval_path=_path_in(held_out, EVALUATION_DIRECTORY) if held_out is not None else None,
             eval_fraction=spec.dataset.eval_fraction,

@@ -157,7 +157,12 @@ def test_a_wrong_record_is_named(record: Any, problem: str, as_lines: bool, tmp_
         ({"instruction": "a", "input": "", "output": ""}, "alpaca", "output: empty answer"),
         ({"instruction": "a", "input": ""}, "alpaca", "output: missing"),
         ({"input": "", "output": "b"}, "alpaca", "instruction: missing"),
-        ({**ALPACA, "history": [["a", "b"]]}, "alpaca", "history: not part of the Alpaca layout"),
+        ({**ALPACA, "history": [["a"]]}, "alpaca", "history[0]: must be a question and its answer"),
+        ({**ALPACA, "history": [["a", " "]]}, "alpaca", "history[0][1]: empty answer"),
+        ({**ALPACA, "history": "a"}, "alpaca", "history: must be a list of pairs, not text"),
+        ({**ALPACA, "system": ["a"]}, "alpaca", "system: must be text, not a list"),
+        ({"text": " "}, "text", "text: empty text"),
+        ({"body": 1}, "text", "text: missing"),
         ({"instruction": 1, "output": "b"}, "alpaca", "instruction: must be text, not a number"),
         ({"instruction": "a", "input": None, "output": "b"}, "alpaca", "input: must be text, not null"),
         ({"instruction": "a", "input": "", "output": "b"}, "belle", "instruction: must begin with Human:"),
@@ -222,8 +227,8 @@ FILE_ERRORS: list[tuple[str, Any, str]] = [
     ("text-after", "[]\nx", ", record 0, line 2: text after the array's closing ]"),
     (
         "unknown",
-        [{"id": 1, "text": "a"}],
-        ", record 1: the layout cannot be told from its fields (id, text);",
+        [{"id": 1, "body": "a"}],
+        ", record 1: the layout cannot be told from its fields (body, id);",
     ),
     ("no-fields", "{}", ", record 1: the layout cannot be told from its fields (none);"),
 ]
@@ -240,10 +245,11 @@ def test_a_file_that_cannot_be_used_is_named(content: Any, problem: str, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_directory_without_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none\.json: cannot be read: No such file"):
         load_conversations(tmp_path / "none.json")
-    with pytest.raises(DatasetError, match="cannot be read: Is a directory"):
+    (tmp_path / "README.md").write_text("no data")
+    with pytest.raises(DatasetError, match=r"a directory without data: no file is called \*\.json"):
         load_conversations(tmp_path)
 
 
@@ -297,7 +303,7 @@ def test_the_layout_is_told_by_the_first_record_that_is_one(tmp_path: Path) -> N
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="format: 'csv' is not auto"):
+    with pytest.raises(ValueError, match="format: 'csv' is not one of auto"):
         load_conversations(save(tmp_path, [GOOD]), "csv")  # type: ignore[arg-type]
 
 
@@ -332,7 +338,7 @@ def test_an_array_is_decoded_the_same_through_any_window(
     file.write_text(json.dumps(records, ensure_ascii=False, indent=indent), encoding="utf-8", newline="\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_records, "_CHUNK", chunk)
-        assert list(read_records(file)) == records
+        assert [record for _, record in read_records(file)] == records
 
 
 @given(text=st.text(alphabet='[]{},:"a1 \n', max_size=30), chunk=st.integers(1, 5))
@@ -355,6 +361,6 @@ def test_any_text_gives_records_or_one_line_of_error(
 
 def _records_or_error(file: Path) -> list[Any] | str:
     try:
-        return list(read_records(file))
+        return [record for _, record in read_records(file)]
     except DatasetError as error:
         return str(error)

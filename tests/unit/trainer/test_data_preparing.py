@@ -64,7 +64,9 @@ def test_errors_of_several_processes_are_counted_and_the_first_ten_shown(
     in_two_processes(monkeypatch)
     with pytest.raises(DatasetError, match="12 of 600 records cannot be used") as caught:
         run(path, tmp_path, "store", tokenizer)
-    assert "record 451 (id r450), conversations[1].value: empty answer; and 2 more" in str(caught.value)
+    assert "record 451 (id r450), conversations[1].value: empty answer (line 1); and 2 more" in str(
+        caught.value
+    )
     assert list((tmp_path / "cache").iterdir()) == []
 
 

@@ -59,7 +59,7 @@ def set_aside(
         DatasetError: as `prepare`, of the evaluation's file; or nothing would be left to train on.
     """
     if job.dataset.eval_path is not None:
-        location = job.dataset.model_copy(update={"path": job.dataset.eval_path})
+        location = job.dataset.model_copy(update={"path": job.dataset.eval_path, "files": ()})
         other = prepare(location, job.training, tokenizer, workspace.evaluation, beat, cache)
         longest = max(prepared.longest, other.longest)
         found = {"eval_samples": other.samples, "eval_fingerprint": other.fingerprint, "longest": longest}

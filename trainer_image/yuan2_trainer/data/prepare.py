@@ -6,24 +6,25 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from yuan2_core.contract import DatasetLocation
 from yuan2_core.errors import DatasetError
-from yuan2_core.formats import ERRORS_SHOWN, check_errors, number_records
+from yuan2_core.formats import ERRORS_SHOWN, DataPart, check_errors, number_records, parts_of
 from yuan2_core.processors import available_cpus
 from yuan2_core.sections import Training
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.rendering import Beat, Renderer, render_all
 from yuan2_trainer.data.store import SampleStore, StoreWriter
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 """Raise it when the same records give other samples or the files of a store change: caches are made anew."""
 
 BYTES_A_PROCESS = 4 << 20
-"""A file smaller than this is prepared before another process has started."""
+"""Less data than this is prepared before another process has started."""
 
 _FACTS = "facts.json"
 _HASHED_AT_ONCE = 1 << 22
@@ -106,19 +107,32 @@ def content_key(location: DatasetLocation, training: Training, tokenizer: Yuan2T
     """SHA-256 of everything that a store depends on.
 
     Raises:
-        DatasetError: the file cannot be read.
+        DatasetError: a file cannot be read.
     """
-    settings = [RENDERER_VERSION, location.format, training.loss, training.max_length, tokenizer.special_ids]
+    parts = _parts(location)
+    files = [[part.path.name, part.format, part.weight] for part in parts]
+    settings = [RENDERER_VERSION, files, training.loss, training.max_length, tokenizer.special_ids]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(hashlib.sha256(tokenizer.model_bytes).digest())
+    for part in parts:
+        digest.update(_hash_of(part.path, beat))
+    return digest.hexdigest()
+
+
+def _hash_of(path: Path, beat: Beat) -> bytes:
+    digest = hashlib.sha256()
     try:
-        with Path(location.path).open("rb") as file:
+        with path.open("rb") as file:
             while chunk := file.read(_HASHED_AT_ONCE):
                 beat()
                 digest.update(chunk)
     except OSError as error:
-        raise DatasetError(f"{location.path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.digest()
+
+
+def _parts(location: DatasetLocation) -> list[DataPart]:
+    return parts_of(location.path, location.format, location.files)
 
 
 def data_cache(output: str) -> Path:
@@ -155,10 +169,11 @@ def _write(
     directory: Path, location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, beat: Beat
 ) -> Facts:
     facts = Facts()
-    renderer = Renderer(tokenizer, training.loss, training.max_length, location.path)
-    records = number_records(location.path, location.format)
+    parts = _parts(location)
+    renderer = Renderer(tokenizer, training.loss, training.max_length)
+    records = number_records(parts)
     with StoreWriter(directory) as writer:
-        for result in render_all(records, renderer, _processes(location.path), beat):
+        for result in render_all(records, renderer, _processes(parts), beat):
             writer.add(result.block)
             facts.records += result.records
             facts.wrong += len(result.errors)
@@ -169,10 +184,10 @@ def _write(
     return facts
 
 
-def _processes(path: str) -> int:
+def _processes(parts: Sequence[DataPart]) -> int:
     """As many processes as have something to do for longer than they take to start."""
     try:
-        size = Path(path).stat().st_size
+        size = sum(part.path.stat().st_size for part in parts)
     except OSError:
         return 1  # reading it tells what is wrong
     return max(1, min(available_cpus(), size // BYTES_A_PROCESS))

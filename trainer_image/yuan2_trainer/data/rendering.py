@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from yuan2_core.conversation import render_spans, sequence_count
+from yuan2_core.conversation import Conversation, Spans, render_spans, sequence_count
 from yuan2_core.formats import NumberedRecord, RecordError, convert
+from yuan2_core.raw_text import Document, render_document
 from yuan2_core.sections import LossMode
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.store import Block
@@ -33,19 +34,30 @@ class Renderer:
     tokenizer: Yuan2Tokenizer
     loss: LossMode
     max_length: int
-    source: str
 
     def __call__(self, records: list[NumberedRecord]) -> Result:
         """Render some records."""
-        items = [convert(record, self.source) for record in records]
-        errors = [item for item in items if isinstance(item, RecordError)]
-        usable = [item for item in items if not isinstance(item, RecordError)]
-        sequences = [
-            list(render_spans(conversation, self.tokenizer, self.loss, self.max_length))
-            for conversation in usable
-        ]
-        expected = sum(sequence_count(conversation, self.loss) for conversation in usable)
+        errors: list[RecordError] = []
+        sequences: list[list[Spans]] = []
+        expected = 0
+        for record in records:
+            item = convert(record)
+            if isinstance(item, RecordError):
+                errors.append(item)
+                continue
+            made, wanted = self._sequences(item)
+            sequences += made * record.times
+            expected += wanted * record.times
         return Result(Block.of(sequences), len(records), expected, errors)
+
+    def _sequences(self, item: Conversation | Document) -> tuple[list[list[Spans]], int]:
+        """Samples by conversation, and how many there would be if none were too long. Each piece of a raw
+        text stands for itself, so that they are shuffled."""
+        if isinstance(item, Document):
+            pieces = render_document(item, self.tokenizer, self.max_length)
+            return [[piece] for piece in pieces], len(pieces)
+        made = render_spans(item, self.tokenizer, self.loss, self.max_length)
+        return [made], sequence_count(item, self.loss)
 
 
 @dataclass(frozen=True)

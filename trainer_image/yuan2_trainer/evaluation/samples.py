@@ -37,10 +37,11 @@ class Question:
 
 
 def choose_questions(held_out: HeldOut, count: int) -> list[Question]:
-    """At most `count` samples, spread evenly over the held-out data."""
-    count = min(count, len(held_out.indices))
-    places = np.arange(count) * len(held_out.indices) // max(1, count)
-    return [_question(held_out, int(index)) for index in held_out.indices[places]]
+    """At most `count` samples, spread evenly over the held-out conversations; raw text asks nothing."""
+    asking = [index for index in held_out.indices.tolist() if held_out.store.first_learned(index) > 0]
+    count = min(count, len(asking))
+    places = np.arange(count) * len(asking) // max(1, count)
+    return [_question(held_out, asking[place]) for place in places]
 
 
 def _question(held_out: HeldOut, index: int) -> Question:

@@ -103,8 +103,10 @@ def _room(job: TrainJob, dimensions: Dimensions, checkpoints: int, data: float) 
 
 
 def _size(path: str) -> int:
+    root = Path(path)
+    files = root.rglob("*") if root.is_dir() else [root]
     try:
-        return Path(path).stat().st_size
+        return sum(file.stat().st_size for file in files if not file.is_dir())
     except OSError:
         return 0  # the preparation says what is wrong with it
 
