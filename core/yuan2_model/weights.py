@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,19 @@ def load_model(
             the embedding although `tie_word_embeddings` is true, since one of the two would silently be lost.
     """
     facts = check_model_directory(directory)
-    config = load_config(facts)
-    chosen = _chosen_dtype(dtype, facts)
-    with torch.device("meta"):
-        model = Yuan2ForCausalLM(config)
-    model.to(chosen)
-    _remember_dtype(config, chosen)
+    model = empty_model(facts, _chosen_dtype(dtype, facts))
     load_weights(model, facts, device)
     model.eval()
+    return model
+
+
+def empty_model(facts: ModelFacts, dtype: torch.dtype) -> Yuan2ForCausalLM:
+    """The model of a directory in a type, without memory for its weights: they are on the meta device."""
+    config = load_config(facts)
+    with torch.device("meta"):
+        model = Yuan2ForCausalLM(config)
+    model.to(dtype)
+    _remember_dtype(config, dtype)
     return model
 
 
@@ -72,12 +77,23 @@ def load_weights(
         ModelFilesError: as `load_model`.
     """
     facts = source if isinstance(source, ModelFacts) else check_model_directory(source)
+    tied = facts.dimensions.tie_word_embeddings
+    place_weights(model, (item for item in read_tensors(facts) if not (tied and item[0] == HEAD)), device)
+
+
+def place_weights(
+    model: Yuan2ForCausalLM, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str
+) -> None:
+    """`load_weights` from tensors by their published names, without a tied `lm_head.weight`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, tensor in read_tensors(facts):
-        if name == HEAD and facts.dimensions.tie_word_embeddings:
-            continue
+    for name, tensor in tensors:
         _fill(model, name, parameters[name], tensor, torch.device(device))
     model.tie_weights()
+
+
+def tensor_order(facts: ModelFacts) -> list[str]:
+    """The names of `read_tensors` in its order."""
+    return [name for shard in facts.shards for name in _names_in(facts, shard)]
 
 
 def read_tensors(facts: ModelFacts) -> Iterator[tuple[str, Tensor]]:
@@ -91,8 +107,7 @@ def read_tensors(facts: ModelFacts) -> Iterator[tuple[str, Tensor]]:
     """
     tied = facts.dimensions.tie_word_embeddings and HEAD in facts.tensors
     for shard in facts.shards:
-        names = [name for name, fact in facts.tensors.items() if fact.file == shard]
-        for name, tensor in _read_shard(facts.directory / shard, names):
+        for name, tensor in _read_shard(facts.directory / shard, _names_in(facts, shard)):
             if tied and name == HEAD and not torch.equal(tensor, _read_one(facts, EMBEDDING)):
                 raise ModelFilesError(
                     f"{facts.directory / shard}: {HEAD} differs from {EMBEDDING} although {CONFIG_FILE} "
@@ -112,6 +127,10 @@ def random_model(config: Yuan2Config, seed: int, dtype: torch.dtype = torch.floa
         model = Yuan2ForCausalLM(config)
     _remember_dtype(config, dtype)
     return model.to(dtype).eval()
+
+
+def _names_in(facts: ModelFacts, shard: str) -> list[str]:
+    return [name for name, fact in facts.tensors.items() if fact.file == shard]
 
 
 def _read_shard(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:

@@ -9,7 +9,7 @@ from torch import nn
 from yuan2_trainer.checkpoint.fragments import live_fragments, set_step
 from yuan2_trainer.checkpoint.manifest import Found
 from yuan2_trainer.checkpoint.shards import ShardReader
-from yuan2_trainer.model.partitioned import fill
+from yuan2_trainer.model.spreading import fill
 
 
 def put_weights(model: nn.Module, found: Found) -> None:
@@ -17,7 +17,7 @@ def put_weights(model: nn.Module, found: Found) -> None:
     them."""
     reader = ShardReader(found)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    fill(model, ((name, reader.full(name)) for name in names))
+    fill(model, (reader.full(name) for name in names), names)
 
 
 def restore(engine: Any, found: Found) -> None:

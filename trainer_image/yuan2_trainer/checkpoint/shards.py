@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors import safe_open
@@ -54,9 +54,9 @@ class ShardReader:
 
     def __init__(self, found: Found) -> None:
         self.manifest = found.manifest
-        self._files = {
-            name: safe_open(found.directory / name, framework="pt") for name in self.manifest.files
-        }
+        self._directory = found.directory
+        self._files: dict[str, Any] = {}
+        """Those that were read from so far."""
         self._pieces: dict[str, list[tuple[int, int, str]]] = {}
         for file_name, file in self.manifest.files.items():
             for name, (start, numel) in file.fragments.items():
@@ -68,8 +68,13 @@ class ShardReader:
         for first, numel, file_name in self._pieces[name]:
             low, high = max(start, first), min(end, first + numel)
             if low < high:
-                piece = self._files[file_name].get_slice(key_of(name, kind))[low - first : high - first]
+                piece = self._file(file_name).get_slice(key_of(name, kind))[low - first : high - first]
                 target[low - start : high - start].copy_(piece)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            self._files[name] = safe_open(self._directory / name, framework="pt")
+        return self._files[name]
 
     def full(self, name: str) -> Tensor:
         """The fp32 weights of a parameter in their shape, on the CPU."""

@@ -8,10 +8,12 @@ import torch
 
 from yuan2_core.conflicts import adapter_of
 from yuan2_core.contract import TrainJob
-from yuan2_model import Yuan2ForCausalLM, load_model
+from yuan2_model import Yuan2ForCausalLM, check_model_directory
+from yuan2_model.weights import empty_model, place_weights
 from yuan2_trainer.model.deepspeed import job_config
 from yuan2_trainer.model.partitioned import load_partitioned
 from yuan2_trainer.model.precision import DTYPES, check_model, require_precision
+from yuan2_trainer.model.spreading import spread_tensors
 
 
 def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
@@ -31,11 +33,20 @@ def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
     elif job.stage == 3:
         model = load_partitioned(Path(job.model.path), job_config(job))
     else:
-        model = load_model(Path(job.model.path), dtype=DTYPES[job.training.precision])
+        model = _load_whole(job)
     if adapter is not None:
         from yuan2_trainer.model.adapters import add_adapter
 
         torch.manual_seed(job.training.seed)  # the same first matrices however the model was loaded
         model = add_adapter(model, adapter, job.model.path)
     check_model(model, job)
+    return model
+
+
+def _load_whole(job: TrainJob) -> Yuan2ForCausalLM:
+    """Straight to where it is computed: through the host, it would be there once a process."""
+    facts, dtype = check_model_directory(Path(job.model.path)), DTYPES[job.training.precision]
+    device = torch.device(job.launch.device)
+    model = empty_model(facts, dtype)
+    place_weights(model, spread_tensors(facts, dtype, device), device)
     return model

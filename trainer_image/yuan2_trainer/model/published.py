@@ -14,8 +14,8 @@ from yuan2_model import Yuan2ForCausalLM
 from yuan2_model.adapters import merge_layer
 from yuan2_model.dimensions import EMBEDDING, HEAD
 from yuan2_trainer.model.adapters import add_adapter, is_adapter, published_name
-from yuan2_trainer.model.partitioned import gathered
 from yuan2_trainer.model.quantised import dequantised
+from yuan2_trainer.model.spreading import gathering
 
 
 class PublishedWeights:
@@ -55,7 +55,7 @@ class PublishedWeights:
 
 
 def _whole(parameter: Any) -> Tensor | None:
-    with gathered(parameter):
+    with gathering(parameter, None):
         return dequantised(parameter).to("cpu", copy=True) if dist.get_rank() == 0 else None
 
 

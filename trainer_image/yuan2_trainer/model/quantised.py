@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from yuan2_model import Yuan2Config, Yuan2ForCausalLM, check_model_directory
-from yuan2_model.dimensions import HEAD
-from yuan2_model.weights import load_config, read_tensors
+from yuan2_model.weights import load_config
+from yuan2_trainer.model.spreading import spread_tensors
 
 QUANTISED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear layers of a block. Embedding, output layer, norms and the localized filter's convolutions stay in
@@ -22,7 +22,7 @@ STORAGE_TYPE = torch.uint8
 
 
 def load_quantised(directory: Path, device: torch.device) -> Yuan2ForCausalLM:
-    """Load a model directory with its blocks' linear layers in nf4, the rest in bf16.
+    """Load a model directory with its blocks' linear layers in nf4, the rest in bf16; all ranks take part.
 
     Tensor by tensor: of the full-precision weights no more than one exists at a time.
 
@@ -33,10 +33,8 @@ def load_quantised(directory: Path, device: torch.device) -> Yuan2ForCausalLM:
     facts = check_model_directory(directory)
     config = load_config(facts)
     model = _empty_model(config)
-    for name, tensor in read_tensors(facts):
+    for name, tensor in spread_tensors(facts, COMPUTE_TYPE, device):
         owner, _, attribute = name.rpartition(".")
-        if name == HEAD and facts.dimensions.tie_word_embeddings:
-            continue
         module = model.get_submodule(owner)
         place = _quantise if isinstance(module, _linear_4bit()) else _copy
         setattr(module, attribute, place(module, tensor, device))
