@@ -199,4 +199,4 @@ class Evaluation(Contract):
     """Evaluations in a row without a lower loss after which training ends; absent, it does not."""
     sample_answers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Held-out questions that the model answers before and after training, for `samples.jsonl`; absent, 4
-    where data is held out."""
+    where data is held out, but none with ZeRO-3, which gathers the whole model for every token of them."""

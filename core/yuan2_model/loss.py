@@ -102,7 +102,7 @@ class _LabelledLoss(torch.autograd.Function):
 
 
 def _scale(rows_RC: Tensor, factor: Tensor) -> Tensor:
-    """Multiply in place by an fp32 number, which bf16 would round: by up to 0.4%, and the same for all rows."""
+    """Multiply in place by an fp32 number, which bf16 would round: by up to 0.4%, the same for all."""
     if rows_RC.dtype == factor.dtype:
         return rows_RC.mul_(factor)
     for part in rows_RC.split(max(1, _SCALED_AT_ONCE // rows_RC.shape[1])):

@@ -18,8 +18,6 @@ NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
 2305.14314)."""
 BUCKET: Final = 5e8
 """Numbers of a communication bucket (the published recipe's `reduce_bucket_size`); allocated whole."""
-LIVE_PARAMETERS: Final = 1e9
-"""Parameters that ZeRO-3 keeps gathered ahead of their use (DeepSpeed's `stage3_max_live_parameters`)."""
 LOGITS_COPIES: Final = 3
 """Copies of [tokens, vocabulary] alive at once in the published code: logits, their shifted copy and
 log-softmax in the forward pass; log-softmax and two gradients in the backward pass."""
@@ -111,8 +109,10 @@ def _weights(run: Run) -> float:
         quantised = shape.layers * shape.layer_linears
         rest = shape.parameters - quantised + adapters
         return quantised * NF4_BYTES + rest * run.value_bytes
-    held = (shape.parameters + adapters) * run.value_bytes
-    return held / run.world if run.stage == 3 else held
+    if run.stage != 3:
+        return (shape.parameters + adapters) * run.value_bytes
+    whole = 0 if run.method == "full" else run.persistent_adapter
+    return ((shape.parameters + adapters - whole) / run.world + whole) * run.value_bytes
 
 
 def _gradients(run: Run) -> float:
@@ -132,7 +132,7 @@ def _gathered(run: Run) -> float:
     if run.stage != 3:
         return 0.0
     shape = run.shape
-    window = min(LIVE_PARAMETERS, shape.parameters)
+    window = min(run.zero_3.live, shape.parameters)
     return (window + shape.embedding + shape.layer) * run.value_bytes
 
 

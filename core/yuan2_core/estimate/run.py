@@ -10,6 +10,13 @@ from typing import Final, Literal, Protocol
 from yuan2_core.conflicts import OFFLOAD_OPTIMIZER, OFFLOAD_PARAMETERS, QLORA_STAGE_3, MethodName
 from yuan2_core.estimate.gpus import Gpu
 from yuan2_core.sections import Offload
+from yuan2_core.zero_limits import (
+    LIVE_PARAMETERS,
+    PERSISTENCE_THRESHOLD,
+    PREFETCH_BUCKET,
+    Zero3Limits,
+    zero_3_limits,
+)
 
 Stage = Literal[0, 2, 3]
 
@@ -75,11 +82,12 @@ class Shape:
         """All weights; the tied output layer counts once."""
         return self.embedding + self.layers * self.layer
 
-    def adapter(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Weights of LoRA's pairs of matrices."""
-        sides = dict.fromkeys(_HIDDEN_TO_HIDDEN, 2 * self.hidden)
-        wide = self.hidden + self.intermediate
-        return self.layers * rank * sum(sides.get(name, wide) for name in targets)
+    def adapter(self, rank: int, targets: tuple[str, ...], at_most: float = math.inf) -> int:
+        """Weights of LoRA's pairs of matrices, or of those matrices alone that have `at_most` so many."""
+        wide = (self.hidden, self.intermediate)
+        sides = dict.fromkeys(_HIDDEN_TO_HIDDEN, (self.hidden, self.hidden))
+        matrices = [rank * side for name in targets for side in sides.get(name, wide)]
+        return self.layers * sum(size for size in matrices if size <= at_most)
 
 
 @dataclass(frozen=True)
@@ -92,18 +100,26 @@ class Software:
         layer_vectors: most vectors of the hidden size that a layer holds per token in its backward pass.
         batches_of_rows: a batch counts packed rows; else it counts sequences, and packing them leaves fewer
             rows to a step.
+        zero_3: ZeRO-3's limits; None: those that fit the model (`zero_limits`).
     """
 
     name: str
     chunked_loss: bool
     layer_vectors: int
     batches_of_rows: bool
+    zero_3: Zero3Limits | None = None
 
 
 OURS: Final = Software("yuan2_trainer", chunked_loss=True, layer_vectors=40, batches_of_rows=False)
 """29 that a layer's forward pass saves, measured on `yuan2_model`'s layer in bf16 with fused attention, and
 up to 11 gradients and temporaries of its MLP in the backward pass."""
-PUBLISHED: Final = Software("published code", chunked_loss=False, layer_vectors=60, batches_of_rows=True)
+PUBLISHED: Final = Software(
+    "published code",
+    chunked_loss=False,
+    layer_vectors=60,
+    batches_of_rows=True,
+    zero_3=Zero3Limits(LIVE_PARAMETERS, PREFETCH_BUCKET, PERSISTENCE_THRESHOLD),
+)
 """The model code published with Yuan 2.0 under FastChat or LLaMA-Factory: counted from its eager operations
 (norms in fp32, filter through conv2d's layout, rotary embedding and MLP unfused, flash attention)."""
 
@@ -203,6 +219,16 @@ class Run:
         if self.method == "full":
             return self.shape.parameters
         return self.shape.adapter(self.lora_rank, self.lora_targets)
+
+    @property
+    def zero_3(self) -> Zero3Limits:
+        """What ZeRO-3 may hold of other ranks' parameters."""
+        return self.software.zero_3 or zero_3_limits(self.shape.hidden, self.shape.layer)
+
+    @property
+    def persistent_adapter(self) -> int:
+        """Weights of LoRA's matrices that ZeRO-3 never cuts."""
+        return self.shape.adapter(self.lora_rank, self.lora_targets, self.zero_3.persistent)
 
     @property
     def shards(self) -> int:

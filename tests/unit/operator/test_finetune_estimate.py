@@ -40,10 +40,10 @@ def words(spec: FineTuneSpec, prepared: PreparedData | None = None) -> tuple[str
 
 
 def test_memory_is_told_before_the_data_are_read_and_hours_afterwards():
-    assert words(on_gpus()) == (Reason.VALID, "plan: 1 pod × 8 GPUs, ZeRO-3; about 41 GB per GPU")
+    assert words(on_gpus()) == (Reason.VALID, "plan: 1 pod × 8 GPUs, ZeRO-3; about 48 GB per GPU")
     reason, text = words(on_gpus(), ALPACA)
     assert reason == Reason.VALID
-    assert text.startswith("plan: 1 pod × 8 GPUs, ZeRO-3; about 41 GB per GPU, ")
+    assert text.startswith("plan: 1 pod × 8 GPUs, ZeRO-3; about 48 GB per GPU, ")
     assert text.endswith(" h")
 
 
@@ -63,7 +63,7 @@ def test_what_will_not_fit_is_accepted_with_what_to_change():
     assert reason == Reason.UNLIKELY_TO_FIT
     assert text == (
         "plan: 1 pod × 8 GPUs, ZeRO-2; warning: about 112 GB per GPU, but an L20 has 48 GB: "
-        "set deepspeed.stage to 3 (about 28 GB)"
+        "set deepspeed.stage to 3 (about 32 GB)"
     )
 
 

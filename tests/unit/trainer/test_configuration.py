@@ -8,9 +8,12 @@ import pytest
 
 from tests.support.training import make_job
 from yuan2_core.contract import Launch, TrainJob
+from yuan2_core.estimate import Shape
+from yuan2_core.presets import PRESETS
 from yuan2_core.processors import available_cpus, threads_per_process
 from yuan2_core.sections import Training
-from yuan2_trainer.model.deepspeed import engine_config, parameter_groups
+from yuan2_core.zero_limits import zero_3_limits
+from yuan2_trainer.model.deepspeed import engine_config, parameter_groups, zero_section
 from yuan2_trainer.pod.launcher import node_rank, torchrun_options
 from yuan2_trainer.pod.outcome import JobError
 
@@ -66,6 +69,24 @@ def test_buckets_are_small_on_a_cpu() -> None:
         section = engine_config(published(stage), own_bf16_wrapper=False)["zero_optimization"]
         assert section["stage"] == stage
         assert section["reduce_bucket_size"] == 5e7
+
+
+@pytest.mark.parametrize(("size", "live"), [("2B", 1e9), ("51B", 2.5 * 1.208e9), ("102B", 2.5 * 1.208e9)])
+def test_zero_3_has_the_limits_of_its_model(size: str, live: float) -> None:
+    job = on_gpu(3)
+    sized = job.model_copy(update={"model": job.model.model_copy(update={"size": size})})
+    section = engine_config(sized)["zero_optimization"]
+    assert section["stage3_max_live_parameters"] == pytest.approx(live, rel=1e-3)
+    assert section["stage3_max_reuse_distance"] == section["stage3_max_live_parameters"]
+    limits = zero_3_limits(PRESETS[size].hidden_size, Shape.of(PRESETS[size]).layer)
+    assert section["stage3_param_persistence_threshold"] == limits.persistent
+    assert section["stage3_prefetch_bucket_size"] == limits.prefetch
+
+
+def test_zero_3_of_a_custom_model_has_the_limits_of_its_shape() -> None:
+    shape = Shape(hidden=8192, layers=2, intermediate=32768, vocabulary=100)
+    section = zero_section(3, "cuda", shape=shape)
+    assert section["stage3_max_live_parameters"] == zero_3_limits(8192, shape.layer).live > 3e9
 
 
 def test_fp32_accumulation_is_asked_for_only_where_deepspeed_wants_it() -> None:

@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.support.training import make_job
 from yuan2_core.sections import Evaluation
 from yuan2_trainer.checkpoint.checkpoints import Checkpoints
 from yuan2_trainer.data.order import Course, Position
 from yuan2_trainer.evaluation.judging import Judge, perplexity, preempted_before
 from yuan2_trainer.evaluation.measuring import Pulse
+from yuan2_trainer.evaluation.samples import sample_answers
 from yuan2_trainer.evaluation.standing import Standing
 from yuan2_trainer.pod.stopping import AskedToEndError, Vote
 from yuan2_trainer.pod.workspace import Workspace
@@ -118,3 +120,12 @@ def test_perplexity_and_preemption_in_words() -> None:
     assert perplexity(1e6) == float("inf")
     assert "begins anew" in str(preempted_before(0))
     assert "goes on from step 3" in str(preempted_before(3))
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "questions"), [(0, None, 4), (2, None, 4), (3, None, 0), (3, 2, 2), (2, 0, 0)]
+)
+def test_with_zero_3_a_model_answers_only_when_asked(stage: int, asked: int | None, questions: int) -> None:
+    evaluation = {} if asked is None else {"sample_answers": asked}
+    job = make_job(Path("/m"), Path("/d"), Path("/o"), stage=stage, eval_fraction=0.1, evaluation=evaluation)
+    assert sample_answers(job) == questions

@@ -24,9 +24,9 @@ from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_model.writing import DEFAULT_SHARD_SIZE, ModelPlan, ShardWriter, describe, plan_model
 from yuan2_trainer.model.adapters import is_adapter, save_adapter
-from yuan2_trainer.model.spreading import gathering
 from yuan2_trainer.model.published import PublishedWeights
 from yuan2_trainer.model.quantised import dequantised
+from yuan2_trainer.model.spreading import gathering
 from yuan2_trainer.pod.lease import require_lease
 
 MODEL_DIRECTORY = "model"

@@ -18,7 +18,7 @@ from yuan2_trainer.checkpoint.restoring import put_weights
 from yuan2_trainer.data.holdout import evaluation_samples
 from yuan2_trainer.data.order import Course, Position
 from yuan2_trainer.evaluation.measuring import Evaluator, Pulse
-from yuan2_trainer.evaluation.samples import SAMPLE_ANSWERS, SAMPLES, SampleAnswers, choose_questions
+from yuan2_trainer.evaluation.samples import SAMPLES, SampleAnswers, choose_questions, sample_answers
 from yuan2_trainer.evaluation.standing import Standing, is_due
 from yuan2_trainer.pod.outcome import PreemptedError
 from yuan2_trainer.pod.stopping import AskedToEndError, Vote
@@ -168,7 +168,7 @@ def build_judge(
     pulse = Pulse(stepper.vote or Vote(workspace.stop.exists))
     wanted = job.evaluation
     answers = None
-    asked = SAMPLE_ANSWERS if wanted.sample_answers is None else wanted.sample_answers
+    asked = sample_answers(job)
     if asked:
         answers = SampleAnswers(
             engine=stepper.engine,

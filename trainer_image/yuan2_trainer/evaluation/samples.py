@@ -16,16 +16,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from yuan2_core.contract import TrainJob
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.holdout import HeldOut
 from yuan2_trainer.evaluation.measuring import Pulse, evaluating
 from yuan2_trainer.pod.workspace import read_text, replace
 
 SAMPLES = "samples.jsonl"
-SAMPLE_ANSWERS = 4
-"""Questions where the job names no number."""
+SAMPLE_ANSWERS = {0: 4, 2: 4, 3: 0}
+"""Questions by ZeRO stage where the job names no number: ZeRO-3 gathers the whole model for every token, 205
+GB of it at 102B."""
 ANSWER_TOKENS = 128
 """Longest answer: enough to see what was learned, and bounded where every token gathers a large model."""
+
+
+def sample_answers(job: TrainJob) -> int:
+    """Questions of a run that holds data out."""
+    wanted = job.evaluation.sample_answers
+    return SAMPLE_ANSWERS[job.stage] if wanted is None else wanted
 
 
 @dataclass(frozen=True)

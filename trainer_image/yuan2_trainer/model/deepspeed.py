@@ -8,10 +8,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yuan2_core.contract import TrainJob
+from yuan2_core.estimate import Shape
+from yuan2_core.presets import PRESETS
 from yuan2_core.sections import Offload
+from yuan2_core.zero_limits import zero_3_limits
+from yuan2_model import check_model_directory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,13 +39,9 @@ ZERO_3: dict[str, Any] = {
     "contiguous_gradients": True,
     "reduce_bucket_size": 5e8,
     "sub_group_size": 1e9,
-    "stage3_prefetch_bucket_size": 5e7,
-    "stage3_param_persistence_threshold": 1e5,
-    "stage3_max_live_parameters": 1e9,
-    "stage3_max_reuse_distance": 1e9,
 }
 """ZeRO-3 with the defaults of DeepSpeed's documentation, written out so that a new release changes
-nothing."""
+nothing; `yuan2_core.zero_limits` has those that depend on the model."""
 
 BUCKET_LIMIT_ON_CPU = 5e7
 """Communication buckets are allocated whole; half a billion numbers of one would fill a small machine's
@@ -73,7 +74,9 @@ def merged(ours: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def engine_config(job: TrainJob, own_bf16_wrapper: bool = False) -> dict[str, Any]:
+def engine_config(
+    job: TrainJob, own_bf16_wrapper: bool = False, shape: Shape | None = None
+) -> dict[str, Any]:
     """The configuration as DeepSpeed reads it.
 
     Args:
@@ -81,8 +84,11 @@ def engine_config(job: TrainJob, own_bf16_wrapper: bool = False) -> dict[str, An
         own_bf16_wrapper: whether this DeepSpeed accumulates bf16 gradients without ZeRO in fp32 (releases
         before 0.17
             demand it, later ones refuse it).
+        shape: of the model; absent, that of a published size, and for a custom one DeepSpeed's own limits.
     """
     training, wanted = job.training, job.deepspeed
+    if shape is None and job.model.size != "custom":
+        shape = Shape.of(PRESETS[job.model.size])
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -90,7 +96,7 @@ def engine_config(job: TrainJob, own_bf16_wrapper: bool = False) -> dict[str, An
         "bf16": {"enabled": training.precision == "bf16"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero_section(job.stage, job.launch.device, wanted.offload),
+        "zero_optimization": zero_section(job.stage, job.launch.device, wanted.offload, shape),
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
@@ -101,9 +107,13 @@ def engine_config(job: TrainJob, own_bf16_wrapper: bool = False) -> dict[str, An
     return merged(config, wanted.overrides)
 
 
-def zero_section(stage: int, device: str, offload: Offload = "none") -> dict[str, Any]:
-    """The `zero_optimization` section of a stage."""
+def zero_section(
+    stage: int, device: str, offload: Offload = "none", shape: Shape | None = None
+) -> dict[str, Any]:
+    """The `zero_optimization` section of a stage; without a model's shape, without what depends on it."""
     section = dict({0: {"stage": 0}, 2: ZERO_2, 3: ZERO_3}[stage])
+    if stage == 3 and shape is not None:
+        section |= _by_size(shape)
     place = {"device": "cpu", "pin_memory": device == "cuda"}
     if offload != "none":
         section["offload_optimizer"] = place
@@ -114,6 +124,16 @@ def zero_section(stage: int, device: str, offload: Offload = "none") -> dict[str
     return {
         key: min(value, BUCKET_LIMIT_ON_CPU) if key.endswith("bucket_size") else value
         for key, value in section.items()
+    }
+
+
+def _by_size(shape: Shape) -> dict[str, Any]:
+    limits = zero_3_limits(shape.hidden, shape.layer)
+    return {
+        "stage3_prefetch_bucket_size": limits.prefetch,
+        "stage3_param_persistence_threshold": limits.persistent,
+        "stage3_max_live_parameters": limits.live,
+        "stage3_max_reuse_distance": limits.live,
     }
 
 
@@ -176,7 +196,8 @@ def job_config(job: TrainJob) -> dict[str, Any]:
     from deepspeed.runtime import engine as engine_module
 
     own_wrapper = not hasattr(engine_module, "DDP_BFLOAT16")
-    return engine_config(job, own_wrapper)
+    shape = Shape.of(check_model_directory(Path(job.model.path)).dimensions)
+    return engine_config(job, own_wrapper, shape)
 
 
 def build_engine(model: nn.Module, job: TrainJob) -> Any:
