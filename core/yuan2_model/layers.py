@@ -145,6 +145,14 @@ class _Pair(torch.autograd.Function):
         return x_grad, previous[:, :1].clone() if ctx.continues else None, None, None
 
 
+def beside_previous(
+    x_BTC: Tensor, before_B1C: Tensor | None, starts_S: Tensor | None, forks: Forks | None
+) -> Tensor:
+    """What a `PairConvolution` multiplies its weights with, [B, T, 2 C]; arguments as its own."""
+    pairs: Tensor = _Pair.apply(x_BTC, before_B1C, starts_S, forks)
+    return pairs.flatten(2)
+
+
 class PairConvolution(nn.Module):
     """Causal convolution over a token and the one before it, parameters as published: weight [out, in, 2, 1].
 
@@ -167,8 +175,8 @@ class PairConvolution(nn.Module):
     ) -> Tensor:
         """Convolve; `before` precedes the first token (None: zero), nothing the tokens at `starts`, but at
         `forks` what stands there."""
-        pairs: Tensor = _Pair.apply(x_BTC, before_B1C, starts_S, forks)
-        return F.linear(pairs.flatten(2), self.weight.view(self.weight.shape[0], -1), self.bias)
+        pairs_BTP = beside_previous(x_BTC, before_B1C, starts_S, forks)
+        return F.linear(pairs_BTP, self.weight.view(self.weight.shape[0], -1), self.bias)
 
 
 class LocalizedFilter(nn.Module):

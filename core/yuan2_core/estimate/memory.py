@@ -106,7 +106,7 @@ def _weights(run: Run) -> float:
     shape = run.shape
     adapters = 0 if run.method == "full" else run.trainable
     if run.method == "qlora":
-        quantised = shape.layers * shape.layer_linears
+        quantised = shape.layers * (shape.layer if run.software.quantised_filter else shape.layer_linears)
         rest = shape.parameters - quantised + adapters
         return quantised * NF4_BYTES + rest * run.value_bytes
     if run.stage != 3:

@@ -59,12 +59,12 @@ class Shape:
 
     @property
     def layer_linears(self) -> int:
-        """Weights of a layer's seven linear modules: what QLoRA quantises."""
+        """Weights of a layer's seven linear modules."""
         return 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
 
     @property
     def layer_filter(self) -> int:
-        """Weights of a layer's two convolutions: what QLoRA leaves as it is."""
+        """Weights of a layer's two convolutions: what QLoRA leaves as it is in the published code."""
         return 2 * self.hidden**2
 
     @property
@@ -100,6 +100,7 @@ class Software:
         layer_vectors: most vectors of the hidden size that a layer holds per token in its backward pass.
         batches_of_rows: a batch counts packed rows; else it counts sequences, and packing them leaves fewer
             rows to a step.
+        quantised_filter: QLoRA keeps the localized filter's convolutions in 4 bits too; else in full.
         zero_3: ZeRO-3's limits; None: those that fit the model (`zero_limits`).
     """
 
@@ -107,10 +108,13 @@ class Software:
     chunked_loss: bool
     layer_vectors: int
     batches_of_rows: bool
+    quantised_filter: bool
     zero_3: Zero3Limits | None = None
 
 
-OURS: Final = Software("yuan2_trainer", chunked_loss=True, layer_vectors=40, batches_of_rows=False)
+OURS: Final = Software(
+    "yuan2_trainer", chunked_loss=True, layer_vectors=40, batches_of_rows=False, quantised_filter=True
+)
 """29 that a layer's forward pass saves, measured on `yuan2_model`'s layer in bf16 with fused attention, and
 up to 11 gradients and temporaries of its MLP in the backward pass."""
 PUBLISHED: Final = Software(
@@ -118,6 +122,7 @@ PUBLISHED: Final = Software(
     chunked_loss=False,
     layer_vectors=60,
     batches_of_rows=True,
+    quantised_filter=False,
     zero_3=Zero3Limits(LIVE_PARAMETERS, PREFETCH_BUCKET, PERSISTENCE_THRESHOLD),
 )
 """The model code published with Yuan 2.0 under FastChat or LLaMA-Factory: counted from its eager operations

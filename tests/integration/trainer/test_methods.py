@@ -122,7 +122,7 @@ def _as_its_4_bits(model: Any, directory: Path) -> None:
 
     quantised = dict(load_quantised(directory, torch.device("cpu")).named_parameters())
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(dequantised(quantised[name]).float())
+        parameter.data.copy_(dequantised(quantised[name], parameter.shape).float())
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "optimizer"), (3, "parameters")])

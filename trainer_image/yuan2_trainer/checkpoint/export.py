@@ -25,7 +25,6 @@ from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_model.writing import DEFAULT_SHARD_SIZE, ModelPlan, ShardWriter, describe, plan_model
 from yuan2_trainer.model.adapters import is_adapter, save_adapter
 from yuan2_trainer.model.published import PublishedWeights
-from yuan2_trainer.model.quantised import dequantised
 from yuan2_trainer.model.spreading import gathering
 from yuan2_trainer.pod.lease import require_lease
 
@@ -111,7 +110,7 @@ class Export:
                 self.beat()
                 with gathering(parameter, None):
                     if dist.get_rank() == 0:
-                        state[name] = dequantised(parameter).to("cpu", copy=True)
+                        state[name] = parameter.detach().to("cpu", copy=True)
         return state
 
     def _beside(self, name: str) -> Path:

@@ -3,6 +3,7 @@ made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from yuan2_core.sections import LoRA
 from yuan2_model import Yuan2ForCausalLM
 from yuan2_model.adapters import merge_layer
-from yuan2_model.dimensions import EMBEDDING, HEAD
+from yuan2_model.dimensions import EMBEDDING, HEAD, tensor_shapes
 from yuan2_trainer.model.adapters import add_adapter, is_adapter, published_name
 from yuan2_trainer.model.quantised import dequantised
 from yuan2_trainer.model.spreading import gathering
@@ -35,6 +36,7 @@ class PublishedWeights:
             if is_adapter(name):
                 layer, _, rest = name.partition(".lora_")
                 self._beside.setdefault(f"{layer}.weight", {})[f"lora_{rest}"] = item
+        self._shapes = tensor_shapes(model.config.dimensions())
         self._merger = None if adapter is None else _merger(model, adapter)
 
     @property
@@ -44,8 +46,9 @@ class PublishedWeights:
 
     def read(self, name: str) -> Tensor | None:
         """A tensor on the CPU, in the type of the weights, on rank 0; `None` on other ranks."""
-        value = _whole(self._own[EMBEDDING if name == HEAD and HEAD not in self._own else name])
-        beside = {key: _whole(item) for key, item in self._beside.get(name, {}).items()}
+        own = self._own[EMBEDDING if name == HEAD and HEAD not in self._own else name]
+        value = _whole(own, self._shapes[name])
+        beside = {key: _whole(item, item.shape) for key, item in self._beside.get(name, {}).items()}
         if value is None:
             return None
         if not beside:
@@ -54,9 +57,9 @@ class PublishedWeights:
         return _merged(self._merger.get_submodule(name.rpartition(".")[0]), value, beside)
 
 
-def _whole(parameter: Any) -> Tensor | None:
+def _whole(parameter: Any, shape: Sequence[int]) -> Tensor | None:
     with gathering(parameter, None):
-        return dequantised(parameter).to("cpu", copy=True) if dist.get_rank() == 0 else None
+        return dequantised(parameter, shape).to("cpu", copy=True) if dist.get_rank() == 0 else None
 
 
 def _merger(model: Any, adapter: LoRA) -> Yuan2ForCausalLM:
