@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yuan2_operator.cache import Cache, Object
-from yuan2_operator.client import CHILD_RESOURCES, Client, Conflict, NotFound, Resource
+from yuan2_operator.client import CHILD_RESOURCES, Client, Conflict, NotFound, Resource, child_resource
 from yuan2_operator.constants import LABEL_FINETUNE, LABEL_SERVICE
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.quantity import parse_quantity
@@ -50,7 +50,7 @@ class Applier:
             self.cache.remember_deletion(resource.plural, key_of(owner), live, now)
 
     async def _ensure(self, owner: Owner, manifest: Object) -> None:
-        resource, name = CHILD_RESOURCES[manifest["kind"]], manifest["metadata"]["name"]
+        resource, name = child_resource(manifest), manifest["metadata"]["name"]
         live = self.cache.one(resource.plural, key_of(owner), name)
         if live is None:
             applied = await self._create(owner, resource, manifest)

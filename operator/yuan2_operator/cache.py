@@ -60,7 +60,8 @@ class Cache:
         """Objects of one kind that belong to a custom resource, or are it; by name."""
         found = {
             obj["metadata"]["name"]: obj
-            for obj in self._indices[plural].get(key, ())
+            # Kinds of other projects are not watched: they may not be installed.
+            for obj in self._indices.get(plural, {}).get(key, ())
             if obj["metadata"]["uid"] not in self._gone
         }
         written = self._written.get((plural, key), {})

@@ -105,6 +105,12 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 NODES = Resource("", "v1", "nodes")
 EVENTS = Resource("events.k8s.io", "v1", "events")
 
+WORKLOADS = Resource("kueue.x-k8s.io", "v1beta2", "workloads")
+POD_GROUPS = {
+    "scheduling.volcano.sh/v1beta1": Resource("scheduling.volcano.sh", "v1beta1", "podgroups"),
+    "scheduling.x-k8s.io/v1alpha1": Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups"),
+}
+"""By apiVersion: two schedulers have a kind of this name."""
 DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
 NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies")
 
@@ -117,6 +123,11 @@ CHILD_RESOURCES = {
     "NetworkPolicy": NETWORK_POLICIES,
 }
 """Kinds of objects that the operator makes."""
+
+
+def child_resource(manifest: Mapping[str, Any]) -> Resource:
+    """The resource of an object that the operator makes."""
+    return POD_GROUPS.get(manifest["apiVersion"]) or CHILD_RESOURCES[manifest["kind"]]
 
 
 @dataclass(frozen=True)
@@ -176,7 +187,7 @@ class Client:
     async def apply(self, manifest: Object, *, force: bool) -> Object:
         """Server-side apply; without `force`, `Conflict` when somebody else set one of the fields
         differently."""
-        resource, metadata = CHILD_RESOURCES[manifest["kind"]], manifest["metadata"]
+        resource, metadata = child_resource(manifest), manifest["metadata"]
         path = resource.path(metadata["namespace"], metadata["name"])
         params = {"fieldManager": FIELD_MANAGER, "force": str(force).lower()}
         return await self._object(

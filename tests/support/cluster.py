@@ -163,8 +163,12 @@ def _alone(handle: IO[str]) -> bool:
 def _install_crds(made: TestCluster) -> None:
     if any(CRDS.glob("*.yaml")):
         made.kubectl("apply", "--server-side", "-k", str(CRDS))
-        # `kubectl wait` fails on a CRD that has no conditions yet.
-        wait_until("the CRDs", lambda: all(map(_established, made.client.get(_CRDS_PATH)["items"])), 30)
+        await_crds(made)
+
+
+def await_crds(made: TestCluster) -> None:
+    """Wait until the API server serves every CRD; `kubectl wait` fails on one that has no conditions yet."""
+    wait_until("the CRDs", lambda: all(map(_established, made.client.get(_CRDS_PATH)["items"])), 30)
 
 
 def _established(crd: Mapping[str, Any]) -> bool:

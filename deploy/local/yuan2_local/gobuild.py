@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,16 @@ _KUBERNETES_FLAGS = (
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A published main.go of which one text is built as another one."""
+
+    file: str
+    """Path in the published module."""
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
 class Program:
     """A Go program: the module folder under deploy/local/go, the package in it, extra linker flags."""
 
@@ -32,6 +43,11 @@ class Program:
     module: str
     package: str
     link_flags: str = ""
+    source: str = ""
+    """The published module that the program is from, where it has a patch or manifests."""
+    patch: Patch | None = None
+    manifests: str = ""
+    """Folder of that module which is kept beside the binary."""
 
 
 def _kubernetes(name: str) -> Program:
@@ -52,6 +68,20 @@ PROGRAMS: dict[str, Program] = {
         Program("coredns", "coredns", "."),
         Program("registry", "registry", "."),
         Program("pause", "pause", "."),
+        Program(
+            "kueue",
+            "kueue",
+            "sigs.k8s.io/kueue/cmd/kueue",
+            source="sigs.k8s.io/kueue",
+            # The certificates of its metrics have a fixed place, which only root could fill.
+            patch=Patch(
+                "cmd/kueue/main.go", '"/etc/kueue/metrics/certs"', 'os.Getenv("KUEUE_METRICS_CERTS")'
+            ),
+            manifests="config",
+        ),
+        Program(
+            "kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok", source="sigs.k8s.io/kwok", manifests="kustomize"
+        ),
     )
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
@@ -66,7 +96,10 @@ def program_key(program: Program, modules: Path) -> str:
         inputs.append(folder / "go.sum")
     if program.package.startswith("."):
         inputs += sorted((folder / program.package).glob("*.go"))
-    return content_key(inputs, folder, {"package": program.package, "flags": program.link_flags})
+    facts = {"package": program.package, "flags": program.link_flags}
+    if program.source:
+        facts |= {"patch": repr(program.patch), "manifests": program.manifests}
+    return content_key(inputs, folder, facts)
 
 
 def binary_path(cache: Cache, program: Program, modules: Path = LOCAL / "go") -> Path:
@@ -114,7 +147,35 @@ def _build(program: Program, target: Path) -> None:
     partial = target.with_name(f"{program.name}.partial")
     environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
     argv = [go_command(), "build", "-trimpath", "-buildvcs=false", "-p", str(min(2, os.cpu_count() or 1))]
-    argv += ["-ldflags", f"-s -w {program.link_flags}".strip(), "-o", str(partial), program.package]
+    argv += ["-ldflags", f"-s -w {program.link_flags}".strip(), "-o", str(partial)]
+    folder = LOCAL / "go" / program.module
     with step(f"build {program.name}"):
-        run(argv, environ=environ, cwd=LOCAL / "go" / program.module)
+        extra = _from_source(program, target.parent, environ, folder) if program.source else [program.package]
+        run([*argv, *extra], environ=environ, cwd=folder)
     partial.replace(target)
+
+
+def _from_source(program: Program, beside: Path, environ: Mapping[str, str], folder: Path) -> list[str]:
+    """Copy the published module's manifests beside the binary; gives what to build, with the patch."""
+    go = go_command()
+    run([go, "mod", "download", program.source], environ=environ, cwd=folder)
+    place = run([go, "list", "-m", "-f", "{{.Dir}}", program.source], environ=environ, cwd=folder)
+    source = Path(place.strip())
+    if program.manifests:
+        shutil.rmtree(beside / program.manifests, ignore_errors=True)
+        # The folders of the module cache may not be written; their copies may.
+        shutil.copytree(source / program.manifests, beside / program.manifests, copy_function=shutil.copyfile)
+        for path in (beside / program.manifests, *(beside / program.manifests).rglob("*/")):
+            path.chmod(0o755)
+    if program.patch is None:
+        return [program.package]
+    text = (source / program.patch.file).read_text()
+    if program.patch.old not in text:
+        raise ClusterError(
+            f"{program.source}/{program.patch.file}: {program.patch.old} is not there any more"
+        )
+    patched, overlay = beside / "patched.go", beside / "overlay.json"
+    patched.write_text(text.replace(program.patch.old, program.patch.new))
+    # Go lays nothing over its module cache, so the package seems to stand in our module.
+    overlay.write_text(json.dumps({"Replace": {str(folder / "patched" / "main.go"): str(patched)}}))
+    return ["-overlay", str(overlay), "./patched"]

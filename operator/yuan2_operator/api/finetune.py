@@ -26,6 +26,7 @@ from yuan2_operator.api.finetune_rules import (
     NO_RESERVED_ENV,
     ONE_DEVICE,
     ONE_METHOD,
+    QUEUED,
     SPEC,
     TRAINING,
     one_source,
@@ -198,6 +199,17 @@ class RunPolicy(Spec):
     """Seconds after which the pods of a finished run are removed; the resource and its status stay."""
 
 
+class Scheduling(Spec):
+    """Queues and gang schedulers of the cluster; without them the default scheduler places each pod."""
+
+    queue_name: DnsName | None = None
+    """LocalQueue of Kueue that admits the run; with gang `volcano`, Volcano's queue."""
+    priority_class: DnsName | None = None
+    """WorkloadPriorityClass of Kueue, or PriorityClass of Volcano's group."""
+    gang: Literal["none", "coscheduling", "volcano"] | None = None
+    """Scheduler that starts all pods or none: scheduler-plugins' coscheduling, or Volcano."""
+
+
 class FineTuneSpec(Spec):
     """What to train, on what, how, with which pods, and where the result goes."""
 
@@ -221,6 +233,8 @@ class FineTuneSpec(Spec):
     """How the run is judged while it trains, on the data held out of training."""
     output: Output
     """Directory for checkpoints, metrics and the exported model or adapter."""
+    scheduling: Annotated[Scheduling, Field(json_schema_extra=QUEUED)] = Field(default_factory=Scheduling)
+    """Queues and gang schedulers."""
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
     """When the run stops, rests or starts again."""
 

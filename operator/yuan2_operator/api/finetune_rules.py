@@ -63,6 +63,14 @@ NO_RESERVED_ENV = rules(
     )
 )
 
+QUEUED = rules(
+    (
+        "!has(self.priorityClass) || has(self.queueName) || (has(self.gang) && self.gang == 'volcano')",
+        "scheduling.priorityClass orders the runs of a queue: give queueName, "
+        "or use workers.priorityClassName",
+    )
+)
+
 _CLAIM = "persistentVolumeClaim"
 _MODEL = f"self.model.source.{_CLAIM}"
 _OUTPUT = f"self.output.{_CLAIM}"
@@ -140,6 +148,7 @@ ROOT_RULES = rules(
     ),
     _fixed_while_running("training"),
     _fixed_while_running("workers"),
+    _fixed_while_running("scheduling"),
     _fixed_while_running("checkpoint"),
     _fixed_while_running("evaluation"),
 )

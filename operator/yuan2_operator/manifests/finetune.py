@@ -38,6 +38,7 @@ from yuan2_operator.manifests.common import (
     resources,
 )
 from yuan2_operator.manifests.pod_template import laid_over
+from yuan2_operator.manifests.scheduling import pod_groups, scheduled
 from yuan2_operator.plan.finetune import FineTunePlan, claims, config_name, job_name
 from yuan2_operator.plan.owner import Owner, selector_labels
 
@@ -65,7 +66,7 @@ def finetune_manifests(plan: FineTunePlan) -> list[Manifest]:
     config = config_map(plan.owner, config_name(plan), COMPONENT_TRAINER, plan.job.to_json(), labels=labels)
     # What a run did is what its file says: nobody changes it afterwards.
     config["immutable"] = True
-    return [config, network_service(plan.owner), training_job(plan)]
+    return [config, network_service(plan.owner), *pod_groups(plan), training_job(plan)]
 
 
 def network_service(owner: Owner) -> Manifest:
@@ -89,6 +90,10 @@ def training_job(plan: FineTunePlan) -> Manifest:
     name = job_name(plan.owner.name, plan.attempt)
     labels = {LABEL_ATTEMPT: str(plan.attempt), **_kubeflow_labels(plan)}
     pods = plan.spec.workers.replicas
+    template = {
+        "metadata": {"labels": {**child_labels(plan.owner, COMPONENT_TRAINER), **labels}},
+        "spec": _pod_spec(plan),
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -106,13 +111,7 @@ def training_job(plan: FineTunePlan) -> Manifest:
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},
-            "template": laid_over(
-                {
-                    "metadata": {"labels": {**child_labels(plan.owner, COMPONENT_TRAINER), **labels}},
-                    "spec": _pod_spec(plan),
-                },
-                plan.spec.workers.pod_template,
-            ),
+            "template": laid_over(scheduled(plan, template), plan.spec.workers.pod_template),
         },
     }
 

@@ -10,7 +10,16 @@ from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimat
 from yuan2_operator.api.schema import rfc3339
 from yuan2_operator.apply import Occupied, key_of, owned
 from yuan2_operator.cache import Object
-from yuan2_operator.client import CONFIG_MAPS, FINETUNES, JOBS, PODS, SERVICES, Forbidden, Invalid
+from yuan2_operator.client import (
+    CONFIG_MAPS,
+    FINETUNES,
+    JOBS,
+    PODS,
+    SERVICES,
+    WORKLOADS,
+    Forbidden,
+    Invalid,
+)
 from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
 from yuan2_operator.manifests.finetune import finetune_manifests
 from yuan2_operator.plan.capacity import demand
@@ -19,6 +28,7 @@ from yuan2_operator.plan.finetune import FineTunePlan, config_name, job_name, pl
 from yuan2_operator.plan.output import reject_taken
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
+from yuan2_operator.plan.scheduling import gives_place_back, in_kueue, workload_name
 from yuan2_operator.queue import Key
 from yuan2_operator.reconcile.context import Context
 from yuan2_operator.reconcile.polling import Target, Word
@@ -252,6 +262,10 @@ class FineTuneReconciler:
         prior, status = subject.prior, compose(subject.spec, subject.prior, finding, subject.now)
         if not worth_writing(prior, status, self._written.get(key), subject.now):
             return status
+        if in_kueue(subject.spec.scheduling) and gives_place_back(prior.conditions, status.conditions):
+            await self._context.client.delete(
+                WORKLOADS, subject.owner.namespace, workload_name(subject.owner)
+            )
         await self._context.write_status(FINETUNES, subject.owner, subject.before, status.to_api())
         self._written[key] = Written(status.step or 0, subject.now)
         attempts = attempt_events(prior.attempts, status.attempts)
@@ -286,12 +300,12 @@ class FineTuneReconciler:
 
 
 def repairable(manifests: list[Object], config: str | None) -> list[Object]:
-    """Objects of an attempt under way that may be made again: never its Job, which exists or has ended, and
-    its job file only if the Job names this very one."""
+    """Objects of an attempt under way that may be made again: never its Job, which exists or has ended, its
+    job file only if the Job names this very one, and no PodGroup, which is not watched."""
     return [
         manifest
         for manifest in manifests
-        if manifest["kind"] != "Job"
+        if manifest["kind"] not in ("Job", "PodGroup")
         and (manifest["kind"] != "ConfigMap" or manifest["metadata"]["name"] == config)
     ]
 
