@@ -103,6 +103,7 @@ CONFIG_MAPS = Resource("", "v1", "configmaps")
 SECRETS = Resource("", "v1", "secrets")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 NODES = Resource("", "v1", "nodes")
+LEASES = Resource("coordination.k8s.io", "v1", "leases")
 EVENTS = Resource("events.k8s.io", "v1", "events")
 
 WORKLOADS = Resource("kueue.x-k8s.io", "v1beta2", "workloads")
@@ -201,6 +202,12 @@ class Client:
         params = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         return await self._object(Call("POST", "create", resource, path, params, manifest))
 
+    async def replace(self, resource: Resource, body: Object) -> Object:
+        """Replace one object by `body`; `Conflict` if it is not the version that `body` was made of."""
+        path = resource.path(body["metadata"]["namespace"], body["metadata"]["name"])
+        params = {"fieldManager": FIELD_MANAGER}
+        return await self._object(Call("PUT", "update", resource, path, params, body))
+
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, propagation: str = "Background"
     ) -> None:
@@ -211,10 +218,17 @@ class Client:
         except NotFound:
             return
 
-    async def patch_status(self, resource: Resource, namespace: str, name: str, patch: Object) -> Object:
-        """Merge `patch` into the status of one object; gives the whole object as it then is."""
+    async def patch_status(
+        self, resource: Resource, namespace: str, name: str, patch: Object, version: str = ""
+    ) -> Object:
+        """Merge `patch` into the status of one object; gives the whole object as it then is.
+
+        `Conflict` if the object is not at `version` any more: what was decided on may have changed.
+        """
         path, params = resource.path(namespace, name, "status"), {"fieldManager": FIELD_MANAGER}
-        body = {"status": patch}
+        body: Object = {"status": patch}
+        if version:
+            body["metadata"] = {"resourceVersion": version}
         return await self._object(
             Call("PATCH", "patch_status", resource, path, params, body, content_type=MERGE_PATCH)
         )

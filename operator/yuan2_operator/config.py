@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     """Resources that are worked on at the same time."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
+    lease_namespace: str = ""
+    """Namespace of the Lease by which one of several replicas works; empty for a single one without Lease."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level that is logged."""
     log_format: Literal["text", "json"] = "text"

@@ -20,4 +20,5 @@ RECONCILE_SECONDS = Histogram(
     ["kind"],
     buckets=(0.005, 0.02, 0.1, 0.5, 2, 10),
 )
+LEADER = Gauge("yuan2_operator_leader", "1 in the replica that holds the Lease and works.")
 QUEUE_LENGTH = Gauge("yuan2_operator_queue_length", "Resources that wait for a pass.")

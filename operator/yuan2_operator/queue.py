@@ -78,10 +78,12 @@ class WorkQueue:
         """Seconds that the oldest pass under way has taken; 0 when none is."""
         return asyncio.get_running_loop().time() - min(self._active.values()) if self._active else 0.0
 
-    def start(self) -> list[asyncio.Task[None]]:
-        """Begin to work; the tasks run until they are cancelled, and passes under way are cancelled with
-        them."""
-        return [asyncio.create_task(self._work(), name=f"worker {number}") for number in range(self._workers)]
+    def start(self, after: asyncio.Event | None = None) -> list[asyncio.Task[None]]:
+        """Begin to work, once `after` is set; the tasks run until they are cancelled, and passes under way
+        are cancelled with them."""
+        return [
+            asyncio.create_task(self._work(after), name=f"worker {number}") for number in range(self._workers)
+        ]
 
     def _release(self, key: Key) -> None:
         self._timers.pop(key, None)
@@ -91,7 +93,9 @@ class WorkQueue:
             self._queued.add(key)
             self._ready.put_nowait(key)
 
-    async def _work(self) -> None:
+    async def _work(self, after: asyncio.Event | None) -> None:
+        if after is not None:
+            await after.wait()
         while True:
             key = await self._ready.get()
             self._queued.discard(key)

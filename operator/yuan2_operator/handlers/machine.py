@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from yuan2_operator.client import (
 )
 from yuan2_operator.config import Settings
 from yuan2_operator.constants import FIELD_MANAGER
+from yuan2_operator.handlers.leadership import Leadership
 from yuan2_operator.handlers.watched import CHILD_SELECTOR, OWNERS, WATCHED
 from yuan2_operator.metrics import QUEUE_LENGTH
 from yuan2_operator.observe import Observer, goes_through_proxy
@@ -51,6 +53,9 @@ class Machine:
         self._client: Client | None = None
         self._http: aiohttp.ClientSession | None = None
         self._poller: Poller | None = None
+        self._leadership: Leadership | None = None
+        self._started = asyncio.Event()
+        self._leads = asyncio.Event()
         QUEUE_LENGTH.set_function(lambda: len(self.queue))
 
     @property
@@ -94,13 +99,23 @@ class Machine:
             instance=f"{FIELD_MANAGER}-{socket.gethostname()}",
         )
         self._reconciler = Reconciler(context)
+        if self.settings.lease_namespace:
+            identity = f"{socket.gethostname()}-{os.getpid()}"
+            namespace = self.settings.lease_namespace
+            self._leadership = Leadership(self._client, namespace, identity, utc_now, self._leads)
+        self._started.set()
         # What was imported stays: collecting it again and again costs time and unshares memory.
         gc.collect()
         gc.freeze()
 
     async def run(self) -> None:
-        """Work on the queue and come back to everything from time to time, until cancelled."""
-        tasks = [*self.queue.start(), asyncio.create_task(self._resync(), name="resync")]
+        """Work on the queue and come back to everything from time to time, until cancelled; of several
+        replicas only the one that leads does."""
+        tasks = [
+            *self.queue.start(after=self._leads),
+            asyncio.create_task(self._resync(), name="resync"),
+            asyncio.create_task(self._lead(), name="leadership"),
+        ]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -108,6 +123,8 @@ class Machine:
                 task.cancel()
             if self._client is not None and self._http is not None and self._poller is not None:
                 await self._poller.close()
+                if self._leadership is not None:
+                    await self._leadership.give_back()
                 await self._client.close()
                 await self._http.close()
 
@@ -116,6 +133,14 @@ class Machine:
         body = self.cache.itself(YUAN_SERVICES.plural, service)
         model = body["spec"]["model"] if body is not None else {}
         return bool((model.get("fineTuneRef") or {}).get("name") == finetune)
+
+    async def _lead(self) -> None:
+        """Let the workers begin: at once, or when this replica holds the Lease."""
+        await self._started.wait()
+        if self._leadership is not None:
+            await self._leadership.run()
+        self._leads.set()
+        await asyncio.Event().wait()
 
     async def _process(self, key: Key) -> float | None:
         if self._reconciler is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from yuan2_operator.constants import (
@@ -26,6 +26,8 @@ class Owner:
     uid: str
     generation: int
     api_version: str = API_VERSION
+    version: str = field(default="", compare=False)
+    """resourceVersion that was read: what is decided on it is written to this version only."""
 
     @classmethod
     def of(cls, resource: Mapping[str, Any]) -> Owner:
@@ -37,6 +39,7 @@ class Owner:
             namespace=metadata["namespace"],
             uid=metadata["uid"],
             generation=metadata["generation"],
+            version=metadata.get("resourceVersion", ""),
         )
 
 

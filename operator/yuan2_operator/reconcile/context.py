@@ -51,7 +51,7 @@ class Context:
         patch = merge_patch(before, after)
         if not patch:
             return
-        written = await self.client.patch_status(resource, owner.namespace, owner.name, patch)
+        written = await self.client.patch_status(resource, owner.namespace, owner.name, patch, owner.version)
         self.cache.remember(resource.plural, key_of(owner), written)
 
     async def tell(self, owner: Owner, events: Iterable[Event]) -> None:

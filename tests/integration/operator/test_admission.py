@@ -224,6 +224,8 @@ def test_the_least_finetune_gets_the_published_recipe(api):
         "maxRestarts": 3,
         "startTimeoutSeconds": 1800,
         "phaseTimeoutSeconds": {},
+        "restartWindowSeconds": 3600,
+        "maxDisruptionsWithoutProgress": 20,
     }
 
 
