@@ -185,10 +185,13 @@ class Mailbox:
     async def next(self, timeout: float) -> Chunk | None:
         """What is new, or None when there was nothing for `timeout` seconds. Raises the published
         RequestError."""
+        # Not `asyncio.wait_for`: up to Python 3.11 it swallows a cancellation that comes with the event
+        # (https://github.com/python/cpython/issues/86296), and an answer without reader went on to its end.
+        timer = self._loop.call_later(timeout, self._fresh.set)
         try:
-            await asyncio.wait_for(self._fresh.wait(), timeout)
-        except asyncio.TimeoutError:
-            return None
+            await self._fresh.wait()
+        finally:
+            timer.cancel()
         self._fresh.clear()
         with self._lock:
             item, self._unread = self._unread, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
-def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The running service."""
-    stack = Stack(tmp_path_factory.mktemp("service"))
+@contextmanager
+def running_service(model: Path, directory: Path) -> Iterator[Service]:
+    """A service of this model for the length of the block; its files are in `directory`."""
+    stack = Stack(directory)
     try:
         controller = stack.controller()
         job = serve_job(model, controller.url, max_concurrent_requests=8)
@@ -66,6 +67,13 @@ def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         made.close()
     finally:
         stack.close()
+
+
+@pytest.fixture(scope="session")
+def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The running service."""
+    with running_service(model, tmp_path_factory.mktemp("service")) as made:
+        yield made
 
 
 @pytest.fixture

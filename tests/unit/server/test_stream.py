@@ -181,3 +181,21 @@ async def test_silence_gives_empty_chunks_and_an_error_ends_the_stream():
     with pytest.raises(RequestError, match="broken"):
         async for _ in stream:
             pass
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_reader_that_is_given_up_just_when_something_arrives_ends(turns: int):
+    """Whatever the event loop has done of it by then: `asyncio.wait_for` swallows this on Python 3.11."""
+    mailbox = Mailbox(asyncio.get_running_loop())
+    reader = asyncio.ensure_future(mailbox.next(60.0))
+    await asyncio.sleep(0)
+    mailbox.publish(Chunk("x", Usage(1, 1)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    given_up = reader.cancel()
+    await asyncio.wait({reader})
+    assert reader.cancelled() == given_up
+
+
+async def test_a_reader_hears_when_there_is_nothing():
+    assert await Mailbox(asyncio.get_running_loop()).next(0.01) is None
