@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -217,3 +218,14 @@ def test_layers_are_computed_again_every_nth(monkeypatch: pytest.MonkeyPatch) ->
         model.model.checkpoint_every = every
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         assert len(calls) == expected
+
+
+def test_the_config_beside_an_adapter_names_no_code_that_is_not_there(tmp_path: Path) -> None:
+    from yuan2_trainer.model.adapters import save_base_config
+
+    plain = {"model_type": "yuan", "hidden_size": 32, "note": "源"}
+    code = {"AutoModelForCausalLM": "yuan_hf_model.YuanForCausalLM"}
+    (tmp_path / "config.json").write_text(json.dumps(plain | {"auto_map": code}), encoding="utf-8")
+    (tmp_path / "adapter").mkdir()
+    save_base_config(tmp_path, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "config.json").read_text("utf-8")) == plain

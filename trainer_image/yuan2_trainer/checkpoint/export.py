@@ -23,7 +23,7 @@ from yuan2_core.sections import LoRA
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_model.adapters import ADAPTER_CONFIG
 from yuan2_model.writing import DEFAULT_SHARD_SIZE, ModelPlan, ShardWriter, describe, plan_model
-from yuan2_trainer.model.adapters import is_adapter, save_adapter
+from yuan2_trainer.model.adapters import is_adapter, save_adapter, save_base_config
 from yuan2_trainer.model.published import PublishedWeights
 from yuan2_trainer.model.spreading import gathering
 from yuan2_trainer.pod.lease import require_lease
@@ -69,7 +69,7 @@ class Export:
             partial = self._beside(ADAPTER_DIRECTORY)
             shutil.rmtree(partial, ignore_errors=True)
             save_adapter(state, adapter, self.job.model.path, partial)
-            shutil.copyfile(Path(self.job.model.path) / "config.json", partial / "config.json")
+            save_base_config(Path(self.job.model.path), partial)
             self._complete(partial, ADAPTER_DIRECTORY)
         dist.barrier()
 

@@ -6,6 +6,7 @@ DeepSpeed see the same class in every method.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def save_adapter(state: Mapping[str, Tensor], adapter: LoRA, base: str, director
     adapter_config(adapter, base).save_pretrained(str(directory))
     tensors = {_saved_name(name): tensor.contiguous() for name, tensor in state.items() if is_adapter(name)}
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def save_base_config(base: Path, directory: Path) -> None:
+    """Write the base's config.json beside its adapter, without the code that it names: that stays behind."""
+    document = json.loads((base / "config.json").read_text("utf-8"))
+    document.pop("auto_map", None)
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
 
 
 def _saved_name(name: str) -> str:
