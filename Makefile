@@ -72,8 +72,7 @@ unit: $(VENV)/.ok ## Unit and golden tests
 	$(PYTEST) tests/unit tests/golden -q -n 2 --dist loadfile
 
 unit-light: $(LIGHT)/.ok ## The unit tests of core and operator in .venv-light
-	$(LIGHT)/bin/python -m pytest tests/unit/core tests/unit/operator -q -n 2 --dist loadfile \
-	  -k "not transformers_reads and not of_our_own_code and not layer_of_ours" # those three need torch
+	$(LIGHT)/bin/python -m pytest tests/unit/core tests/unit/operator -q -n 2 --dist loadfile -m "not torch"
 
 compat: $(COMPAT)/.ok ## The unit tests of trainer and server on Python 3.10 and torch 2.1.2
 	$(COMPAT)/bin/python -m pytest tests/unit/core tests/unit/model tests/unit/trainer tests/unit/server tests/golden -q -n 2 --dist loadfile

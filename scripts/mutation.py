@@ -1,14 +1,18 @@
-"""Mutation testing of the pure packages: mutation.py [PACKAGE ...], all of them without one.
+"""Mutation testing of the pure packages: mutation.py [--sample N] [--seed S] [PACKAGE ...], all without one.
 
 Each package is laid out with its unit tests in build/mutation/PACKAGE, where mutmut changes one thing at a
 time and runs the tests that reach it. Printed are the mutants that no test noticed, as differences, and the
-rate by package. docs/mutation.md tells what the last reading of them found.
+rate by package, with its 95% confidence interval where only a sample of the mutants ran. docs/mutation.md
+tells what the last reading of them found.
 """
 
+import argparse
 import ast
 import difflib
 import json
+import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -28,6 +32,16 @@ SOURCES = (
     "operator/yuan2_operator",
     "deploy/local/yuan2_local",
 )
+NAMES = """
+import sys
+from pathlib import Path
+from mutmut.mutation.file_mutation import mutate_file_contents
+from mutmut.utils.format_utils import get_mutant_name
+for path in map(Path, sys.argv[1:]):
+    for name in mutate_file_contents(str(path), path.read_text("utf-8")).mutant_names:
+        print(get_mutant_name(path, name))
+"""
+"""Prints the mutants of files; a program of its own, because mutmut reads its settings where it runs."""
 UNNOTICED = (0, 33)
 """Exit codes of a mutant whose tests passed, and of one that no test reaches (mutmut's own)."""
 SETTINGS = """
@@ -75,9 +89,9 @@ PACKAGES = {
     "plan": Package(
         ("yuan2_operator/plan/*.py",),
         (
-            f"{_OPERATOR}/test_*_plan.py",
-            f"{_OPERATOR}/test_finetune_estimate.py",
-            f"{_OPERATOR}/test_service_manifests.py",
+            f"{_OPERATOR}/test_finetune_*.py",
+            f"{_OPERATOR}/test_service_*.py",
+            f"{_OPERATOR}/test_machine_pods.py",
             f"{_GOLDEN}/test_*_manifests.py",
         ),
     ),
@@ -85,8 +99,8 @@ PACKAGES = {
         ("yuan2_operator/status/*.py",),
         (
             f"{_OPERATOR}/test_finetune_*.py",
-            f"{_OPERATOR}/test_service_[cs]*.py",
-            f"{_OPERATOR}/test_machine_pods.py",
+            f"{_OPERATOR}/test_service_*.py",
+            f"{_OPERATOR}/test_machine_p*.py",
         ),
     ),
 }
@@ -107,21 +121,43 @@ def lay_out(name: str, package: Package) -> Path:
     return folder
 
 
-def mutate(folder: Path) -> None:
-    """Run mutmut in one process; its own output goes to a file."""
-    environment = {
+def environment() -> dict[str, str]:
+    """Of mutmut and the tests that it runs."""
+    return {
         **os.environ,
         "PYTHONPATH": str(WORK / "tool"),
         "OMP_NUM_THREADS": "1",
         "YUAN2_SHARED_DATA": str(ROOT / os.environ.get("YUAN2_SHARED_DATA", "../shared/data")),
     }
+
+
+def mutants(folder: Path, package: Package) -> list[str]:
+    """Names of all mutants of a package, sorted."""
+    files = sorted(path for pattern in package.files for path in (folder / "src").glob(pattern))
+    command = [sys.executable, "-c", NAMES, *(str(path.relative_to(folder)) for path in files)]
+    found = subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
+    return sorted(found.stdout.split())
+
+
+def mutate(folder: Path, names: list[str]) -> None:
+    """Run mutmut in one process, on these mutants or on all; its own output goes to a file."""
     with (folder / "mutmut.log").open("wb") as log:
-        command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
-        subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=True)
+        command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *names]
+        subprocess.run(command, cwd=folder, env=environment(), stdout=log, stderr=log, check=True)
 
 
-def results(folder: Path) -> Iterator[tuple[Path, dict[str, int]]]:
-    """Mutated files with the exit code of the tests for each mutant."""
+def interval(noticed: int, ran: int, of: int) -> tuple[float, float]:
+    """Wilson's 95% confidence interval of a rate, narrowed because `ran` is a share of finitely many (`of`)."""
+    if ran == of:
+        return noticed / ran, noticed / ran
+    rate, z2 = noticed / ran, 1.96**2 * (of - ran) / (of - 1)
+    middle = (rate + z2 / (2 * ran)) / (1 + z2 / ran)
+    half = math.sqrt(z2 * (rate * (1 - rate) / ran + z2 / (4 * ran**2))) / (1 + z2 / ran)
+    return middle - half, middle + half
+
+
+def results(folder: Path) -> Iterator[tuple[Path, dict[str, int | None]]]:
+    """Mutated files with the exit code of the tests for each mutant, None where it did not run."""
     for path in sorted((folder / "mutants" / "src").rglob("*.meta")):
         codes = json.loads(path.read_text("utf-8"))["exit_code_by_key"]
         if codes:
@@ -144,18 +180,36 @@ def survivors(path: Path, codes: dict[str, int]) -> Iterator[str]:
         yield "\n".join([key, *(line for line in changes if line[:2] not in ("--", "++", "@@"))])
 
 
-def main(names: list[str]) -> int:
-    table = [f"{'package':<14} {'mutants':>8} {'noticed':>8} {'survived':>9} {'rate':>6}"]
-    for name in names or PACKAGES:
-        folder = lay_out(name, PACKAGES[name])
-        mutate(folder)
-        counts: Counter[bool] = Counter()
-        for path, codes in results(folder):
-            print("\n".join(survivors(path, codes)))
-            counts.update(code not in UNNOTICED for code in codes.values())
-        total, noticed = counts[True] + counts[False], counts[True]
-        table.append(f"{name:<14} {total:>8} {noticed:>8} {counts[False]:>9} {noticed / total:>6.1%}")
-    print("\n".join(["", *table]))
+def judge(name: str, sample: int | None, seed: int) -> str:
+    """Run one package, print what survived, and give its line of the table."""
+    folder = lay_out(name, PACKAGES[name])
+    every = mutants(folder, PACKAGES[name])
+    drawn = sorted(random.Random(seed).sample(every, sample)) if sample and sample < len(every) else []  # noqa: S311
+    mutate(folder, drawn)
+    counts: Counter[bool] = Counter()
+    for path, codes in results(folder):
+        ran = {key: code for key, code in codes.items() if code is not None}
+        print("\n".join(survivors(path, ran)))
+        counts.update(code not in UNNOTICED for code in ran.values())
+    total, noticed = counts.total(), counts[True]
+    low, high = interval(noticed, total, len(every))
+    return (
+        f"{name:<14} {len(every):>8} {total:>6} {noticed:>8} {counts[False]:>9} {noticed / total:>6.1%}"
+        f" {low:>8.1%} to {high:.1%}"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, metavar="N", help="run N mutants of each package, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=", ".join(PACKAGES))
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.packages) - set(PACKAGES)):
+        parser.error(f"{', '.join(unknown)}: not one of {', '.join(PACKAGES)}")
+    head = f"{'package':<14} {'mutants':>8} {'ran':>6} {'noticed':>8} {'survived':>9} {'rate':>6} {'95%':>8}"
+    table = [judge(name, options.sample, options.seed) for name in options.packages or PACKAGES]
+    print("\n".join(["", head, *table]))
     return 0
 
 

@@ -1,7 +1,8 @@
 """FastChat's own data path, in a process of its own and in whatever environment FastChat is installed in.
 
-Imports nothing of this project. Started with one JSON object (`tokenizer`, `data`, `length`); after a line
-`ready` it answers each line of standard input, a task, with one line, the seconds that it took:
+Imports nothing of this project. Started with one JSON object (`tokenizer`, `data`, `length`,
+`special_tokens`); after a line `ready` it answers each line of standard input, a task, with one line, the
+seconds that it took:
 
 - `{"task": "samples", "indices": [...]}`: tokenised and masked, one after the other, as the lazy data set
   that the recipe recommends does it.
@@ -26,32 +27,12 @@ from fastchat.train import train_yuan2
 from torch.utils.data import DataLoader, Subset
 from transformers import DataCollatorWithPadding, LlamaTokenizer
 
-ADDED = (
-    "<eod>",
-    "<sep>",
-    "<pad>",
-    "<mask>",
-    "<predict>",
-    "<FIM_SUFFIX>",
-    "<FIM_PREFIX>",
-    "<FIM_MIDDLE>",
-    "<commit_before>",
-    "<commit_msg>",
-    "<commit_after>",
-    "<jupyter_start>",
-    "<jupyter_text>",
-    "<jupyter_code>",
-    "<jupyter_output>",
-    "<empty_output>",
-)
-"""What FastChat's `train` adds to the tokenizer."""
-
 
 def main() -> None:
     """Answer tasks until standard input ends."""
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    tokenizer = slow_tokenizer(settings["tokenizer"], settings["length"])
+    tokenizer = slow_tokenizer(settings["tokenizer"], settings["length"], settings["special_tokens"])
     vars(train_yuan2).update(print=silent, rank0_print=silent)
     arguments = SimpleNamespace(
         data_path=settings["data"],
@@ -67,13 +48,13 @@ def main() -> None:
         print(answer(json.loads(line), data, tokenizer), flush=True)
 
 
-def slow_tokenizer(model: str, length: int) -> Any:
+def slow_tokenizer(model: str, length: int, special_tokens: list[str]) -> Any:
     """The tokenizer as FastChat's `train` sets it up."""
     tokenizer = LlamaTokenizer(model, add_bos_token=False, add_eos_token=False, legacy=True)
     tokenizer.model_max_length = length
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.unk_token
-    tokenizer.add_tokens(list(ADDED), special_tokens=True)
+    tokenizer.add_tokens(special_tokens, special_tokens=True)
     return tokenizer
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.machine import ROOT
+from yuan2_core.special_tokens import SPECIAL_TOKENS
 
 PROGRAM = Path(__file__).with_name("fastchat_data.py")
 PYTHON = ROOT / ".venv-fastchat" / "bin" / "python"
@@ -65,7 +66,12 @@ class FastChat:
 @contextlib.contextmanager
 def fastchat(records: Path, tokenizer: Path, length: int, root: Path) -> Iterator[FastChat]:
     """FastChat over a file of its records; `root` is an existing directory for what it hands over."""
-    settings = {"tokenizer": str(tokenizer), "data": str(records), "length": length}
+    settings = {
+        "tokenizer": str(tokenizer),
+        "data": str(records),
+        "length": length,
+        "special_tokens": SPECIAL_TOKENS,
+    }
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [str(PYTHON), str(PROGRAM), json.dumps(settings)]
     with subprocess.Popen(

@@ -39,9 +39,12 @@ def tiny_model(
     endless: bool = False,
     hidden: int = 32,
     layers: int = 2,
+    heads: int | None = None,
+    spread: float = 0.3,
 ) -> Yuan2Tokenizer:
     """Write a random model with a tokenizer of its own in the published layout; a few hundred kilobytes.
 
+    It has heads of 64 unless told otherwise, at least two. `spread` is the standard deviation of its weights.
     An `endless` one never says `<eod>` at temperature 0: its score is 0 and there is always a better one.
     """
     from yuan2_model import Yuan2Config, random_model, save_model
@@ -54,7 +57,7 @@ def tiny_model(
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=max(2, hidden // 64),
+        num_attention_heads=heads or max(2, hidden // 64),
         max_position_embeddings=context,
         model_max_length=context,
         eod_token=eod,
@@ -62,7 +65,7 @@ def tiny_model(
         pad_token_id=eod,
         bos_token_id=eod,
         eos_token_id=eod,
-        initializer_range=0.3,
+        initializer_range=spread,
     )
     model = random_model(config, seed)
     if endless:

@@ -13,42 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yuan2_core.tokenizer import train_tokenizer
-from yuan2_model import Yuan2Config, Yuan2ForCausalLM, load_model, random_model, save_model
+from tests.support.serving import tiny_model
+from yuan2_model import Yuan2ForCausalLM, load_model
 from yuan2_model.adapters import with_adapter
 
-TEXTS = (
-    "Who are you? I am Yuan, a small model for tests.",
-    "What is the man doing? The man is in the garden.",
-    "你是谁？我是源，一个用来测试的小模型。",
-    "今天天气很好，我们去公园散步吧。",
-    "1 + 1 = 2, 2 + 2 = 4, a < b > c",
-)
-ROWS = 448
-"""Of the embedding: more than the tokenizer has tokens, as in the published models."""
 
-
-def make(directory: str, context: int = 512, seed: int = 7) -> None:
+def make(directory: str, context: int = 512) -> None:
     """Write a random model and a tokenizer in the published layout: heads of 32, three layers, a megabyte."""
-    path = Path(directory)
-    tokenizer = train_tokenizer(TEXTS, 420, path)
-    eod = tokenizer.eod_id
-    config = Yuan2Config(
-        vocab_size=ROWS,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=context,
-        model_max_length=context,
-        eod_token=eod,
-        sep_token=tokenizer.sep_id,
-        pad_token_id=eod,
-        bos_token_id=eod,
-        eos_token_id=eod,
-        initializer_range=0.15,
-    )
-    save_model(random_model(config, seed), config, path)
+    tiny_model(Path(directory), context=context, hidden=128, layers=3, heads=4, spread=0.15)
 
 
 @torch.no_grad()

@@ -158,6 +158,7 @@ def test_a_chunked_loss_saves_the_logits_of_long_micro_batches() -> None:
     assert gpu_memory(replace(job, software=PUBLISHED)).working > 3 * gpu_memory(job).working
 
 
+@pytest.mark.torch
 def test_the_constants_are_those_of_our_own_code() -> None:
     from yuan2_model import loss
     from yuan2_trainer.model.deepspeed import ZERO_2, ZERO_3
@@ -186,6 +187,7 @@ def test_small_matrices_of_an_adapter_are_never_cut() -> None:
     assert cut == pytest.approx(2 * (large.trainable / 8 - small.trainable))
 
 
+@pytest.mark.torch
 def test_a_layer_of_ours_saves_what_the_estimate_counts() -> None:
     """Saved tensors of one layer in bf16, in hidden states a token; the rest of the count is backward's."""
     saved = _saved_hidden_states(hidden=256, tokens=128)

@@ -120,6 +120,7 @@ if PUBLISHED:
 
 
 @pytest.mark.parametrize("which", ["trained", *PUBLISHED])
+@pytest.mark.torch
 def test_transformers_reads_what_was_saved_the_same_way(
     which: str, tokenizer: Yuan2Tokenizer, tmp_path: Path
 ) -> None:

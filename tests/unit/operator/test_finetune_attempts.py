@@ -454,10 +454,41 @@ def test_a_pod_that_obeyed_sigterm_is_no_failure():
     assert verdict([pod(0, 75), pod(1, 1)], said).outcome == "Disrupted"
 
 
+def test_a_job_that_failed_without_a_pod_to_blame_is_counted():
+    lost = pod(0, 1, **BEING_DELETED)
+    found = verdict([replace(lost, problem=None, deletion_requested=None)])
+    assert (found.outcome, found.reason, found.counted) == ("Failed", Reason.CRASHED, True)
+    assert found.message == "Job x-1 failed: Job has reached the specified backoff limit"
+
+
+def test_a_job_that_is_gone_was_deleted_by_somebody_else():
+    found = judge(AttemptView(3), Attempt(number=3), START)
+    assert found is not None
+    assert (found.outcome, found.message) == ("Disrupted", "Job 3 of the run was deleted by somebody else")
+
+
+def test_the_jobs_own_words_about_invalid_input_are_enough():
+    said = "Container pytorch for pod demo/x-1-0 failed with exit code 78 matching FailJob rule at index 1"
+    found = verdict([], said)
+    assert (found.outcome, found.reason, found.message) == ("Invalid", Reason.INVALID_SPEC, said)
+
+
+def test_who_deleted_a_pod_after_a_crash_did_not_disturb():
+    well, broken = pod(0, 0), pod(1, 1, seconds=3)
+    asked = replace(well, phase="Running", finished=None, deletion_requested=START + timedelta(seconds=30))
+    view = AttemptView(1, JobFacts("x-1", 1), (asked, broken))
+    assert disturbed(view) is None
+    alone = disturbed(AttemptView(1, JobFacts("x-1", 1), (asked,)))
+    assert alone is not None
+    assert alone.at == asked.deletion_requested
+
+
 def test_a_job_is_read_as_failing_before_its_pods_have_ended():
     job = {
+        "spec": {"parallelism": 4},
         "metadata": {
             "name": "x-7",
+            "deletionTimestamp": "2026-01-01T00:00:30Z",
             "labels": {"yuan2.dev/attempt": "7"},
             "annotations": {"yuan2.dev/restarts": "2", "yuan2.dev/config": "x-7-abc"},
         },
@@ -466,5 +497,6 @@ def test_a_job_is_read_as_failing_before_its_pods_have_ended():
     facts = read_job(job)
     assert (facts.attempt, facts.restarts, facts.failing, facts.failure) == (7, 2, True, "why")
     assert facts.config == "x-7-abc"
+    assert (facts.pods, facts.deleting) == (4, True)
     assert facts.finishing
     assert not facts.complete

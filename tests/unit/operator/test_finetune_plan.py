@@ -155,16 +155,35 @@ def test_what_is_missing_is_named_with_its_field():
     refused = decide(missing=missing)
     assert isinstance(refused, Rejection)
     assert refused.reason == Reason.CLAIM_NOT_FOUND
-    assert refused.message.startswith(
-        "PersistentVolumeClaim data, named by spec.dataset.source, does not exist"
+    assert refused.message == (
+        "PersistentVolumeClaim data, named by spec.dataset.source, does not exist in namespace demo: "
+        "create it, or correct the field; it is picked up when it appears"
     )
+
+
+def test_a_config_map_without_the_key_is_named_with_it():
+    talk = Reference("ConfigMap", "talk", "spec.dataset.source", "a.json")
+    data = {"source": {"persistentVolumeClaim": None, "configMap": {"name": "talk", "key": "a.json"}}}
+    refused = decide(spec_of(dataset=data), missing=[Missing(talk, key_only=True)])
+    assert isinstance(refused, Rejection)
+    assert refused.reason == Reason.CONFIG_MAP_KEY_NOT_FOUND
+    assert refused.message.startswith(
+        "ConfigMap talk, named by spec.dataset.source, has no key a.json: add it"
+    )
+
+
+def test_pull_secrets_must_exist():
+    spec = spec_of(workers={"imagePullSecrets": [{"name": "pull"}]})
+    assert Reference("Secret", "pull", "spec.workers.imagePullSecrets") in references(spec)
 
 
 def test_without_an_image_there_is_no_plan():
     refused = decide(default_image="")
     assert isinstance(refused, Rejection)
     assert refused.reason == Reason.IMAGE_NOT_SET
-    assert "YUAN2_TRAIN_IMAGE" in refused.message
+    assert refused.message == (
+        "no trainer image: set spec.workers.image, or YUAN2_TRAIN_IMAGE in the operator's settings"
+    )
     assert plan_of(spec_of(workers={"image": "mine:1"}), default_image="").image == "mine:1"
 
 

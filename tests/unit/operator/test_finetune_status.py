@@ -394,7 +394,18 @@ def test_an_attempt_that_failed_is_told_once():
     attempt = Attempt(number=1, outcome="Failed", reason="Crashed", message="pod x ended", counted=True)
     told = attempt_events([], [attempt])
     assert [(event.type, event.reason) for event in told] == [("Warning", "AttemptFailed")]
+    assert told[0].note == "attempt 1 ended, counted against maxRestarts: pod x ended"
     assert attempt_events([attempt], [attempt]) == []
+
+
+def test_what_is_no_fault_of_the_run_is_told_as_normal():
+    ends = [Attempt(number=n, outcome=o, message="why") for n, o in enumerate(("Disrupted", "Stalled"), 1)]
+    told = attempt_events([], ends)
+    assert [(event.type, event.reason) for event in told] == [
+        ("Normal", "AttemptDisrupted"),
+        ("Normal", "AttemptStalled"),
+    ]
+    assert told[0].note == "attempt 1 ended, not counted against maxRestarts: why"
 
 
 def test_the_same_event_has_the_same_name():
@@ -403,7 +414,13 @@ def test_the_same_event_has_the_same_name():
     first, again = (event_manifest(owner, event, START, "op") for _ in range(2))
     assert first["metadata"]["name"] == again["metadata"]["name"]
     assert len(first["note"]) <= 1024
-    assert first["regarding"]["uid"] == "uid"
+    assert first["regarding"] == {
+        "apiVersion": "yuan2.dev/v1alpha1",
+        "kind": KIND_FINETUNE,
+        "name": "alpaca",
+        "namespace": "demo",
+        "uid": "uid",
+    }
 
 
 def test_merge_patches_remove_and_change_and_nothing_else():

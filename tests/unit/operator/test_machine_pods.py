@@ -195,6 +195,34 @@ def test_disruptions_are_named(reason, text):
     assert read_pod(seen).disruption == reason
 
 
+def test_a_disruption_is_told_with_its_detail():
+    seen = pod(status=condition("DisruptionTarget", "True", "PreemptionByScheduler", "by pod urgent"))
+    found = diagnose(seen)
+    assert found is not None
+    assert found.message.endswith(": by pod urgent")
+
+
+def test_a_node_that_was_lost_says_so_by_its_reason_alone():
+    seen = pod(status={"phase": "Failed", "reason": "NodeLost", "message": "node unresponsive"})
+    assert read_pod(seen).disruption == "NodeLost"
+    found = diagnose(seen)
+    assert found is not None
+    assert found.reason == Reason.NODE_LOST
+
+
+def test_a_pod_that_failed_without_a_message_names_its_reason():
+    found = diagnose(pod(status={"phase": "Failed", "reason": "UnexpectedAdmissionError"}))
+    assert found is not None
+    assert found.message == "pod alpaca-1-1 failed: UnexpectedAdmissionError"
+
+
+def test_the_trouble_of_an_init_container_is_the_pods():
+    entry = {"name": "mesh", "image": "mesh:1", "state": {"waiting": {"reason": "ErrImagePull"}}}
+    found = diagnose(pod(status={"initContainerStatuses": [entry]}))
+    assert found is not None
+    assert found.message.startswith("pod alpaca-1-1 cannot pull image mesh:1")
+
+
 def test_an_eviction_for_its_own_excess_is_no_disruption():
     seen = pod(
         status={"phase": "Failed", "reason": "Evicted", "message": "ephemeral storage exceeds the limit"}

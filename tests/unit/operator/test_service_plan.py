@@ -155,7 +155,8 @@ def test_what_is_missing_is_named_with_the_field_that_names_it(kind, reason):
     wanted = {r.kind: r for r in references(spec, served_model(spec, ServiceStatus(), None))}
     rejection = reject(spec, missing=[Missing(wanted[kind])])
     assert rejection.reason == reason
-    assert f"{kind} {wanted[kind].name}, named by {wanted[kind].field}" in rejection.message
+    named = f"{kind} {wanted[kind].name}, named by {wanted[kind].field}, does not exist in namespace demo: "
+    assert rejection.message.startswith(named)
     assert "picked up when it appears" in rejection.message
 
 
@@ -168,7 +169,11 @@ def test_without_a_secret_of_keys_only_the_claim_is_needed():
 def test_an_image_comes_from_the_spec_then_from_the_settings():
     assert plan_of(spec_of(image="mine:1")).image == "mine:1"
     assert plan_of().image == IMAGE
-    assert reject(spec_of(), default_image="").reason == "ImageNotSet"
+    refused = reject(spec_of(), default_image="")
+    assert refused.reason == "ImageNotSet"
+    assert refused.message == (
+        "no server image: set spec.image, or YUAN2_SERVE_IMAGE in the operator's settings"
+    )
 
 
 def test_the_public_url_follows_the_port():

@@ -233,6 +233,7 @@ def test_what_answers_is_ready_though_a_secret_is_missing_now():
 
 def test_a_rejection_keeps_what_was_served_before():
     before = status_of()
+    assert before.model == plan_of().model
     after = status_of(decision=REJECTION, prior=before)
     assert (after.url, after.model) == (before.url, before.model)
 
