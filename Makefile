@@ -55,7 +55,7 @@ demo: $(VENV)/.ok ## Train and serve a small Yuan 2.0 on a real one-node cluster
 demo-down: ## Remove every trace of the demo but the cache
 	@$(PYTHON) deploy/demo/demo.py down
 
-.PHONY: test lint unit unit-light compat vllm build integration processors soak-kill e2e
+.PHONY: test lint unit unit-light compat vllm vllm-worker build integration processors soak-kill e2e
 test: ## Everything CI runs
 	@scripts/test.sh
 
@@ -66,7 +66,7 @@ lint: verify ## Format, lint, types, layers, generated files
 	$(PY) scripts/sizes.py
 
 # Two processes of one thread each use two cores better than one process of two.
-unit unit-light compat integration: export OMP_NUM_THREADS = 1
+unit unit-light compat integration vllm-worker: export OMP_NUM_THREADS = 1
 
 unit: $(VENV)/.ok ## Unit and golden tests
 	$(PYTEST) tests/unit tests/golden -q -n 2 --dist loadfile
@@ -81,11 +81,14 @@ compat: $(COMPAT)/.ok ## The unit tests of trainer and server on Python 3.10 and
 vllm: $(VENV)/.ok $(VLLM)/.ok ## The plugin yuan2_vllm in an unmodified vLLM on CPU
 	$(VLLM)/bin/python -m pytest tests/vllm -q
 
+vllm-worker: $(VENV)/.ok $(VLLM)/.ok $(FASTCHAT)/.ok ## The worker with the engine vllm, against FastChat's programs
+	$(PYTEST) tests/integration/server -q -m vllm
+
 build: ## Build a cluster's programs and, as root, the images into the cache
 	@$(PYTHON) deploy/local/cluster.py build
 
 integration: $(VENV)/.ok $(FASTCHAT)/.ok ## Against the real control plane, FastChat and DeepSpeed
-	$(PYTEST) tests/integration -q -n 2
+	$(PYTEST) tests/integration -q -n 2 -m "not vllm"
 
 processors: $(VENV)/.ok ## The tests that carry the numbers, as other kinds of processors compute
 	@scripts/processors.sh $(PY)

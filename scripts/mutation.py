@@ -85,7 +85,7 @@ PACKAGES = {
         ("yuan2_trainer/data/families.py",),
         (f"{_TRAINER}/test_families.py", f"{_TRAINER}/test_data_packing.py"),
     ),
-    "scheduler": Package(("yuan2_server/scheduler.py",), ("tests/unit/server/test_scheduler.py",)),
+    "scheduler": Package(("yuan2_server/engines/builtin/scheduler.py",), ("tests/unit/server/test_scheduler.py",)),
     "plan": Package(
         ("yuan2_operator/plan/*.py",),
         (

@@ -28,6 +28,7 @@ else
   echo "skipped: the suite on Python 3.10 and torch 2.1.2, no Python 3.10 to be had"
 fi
 stage vllm make --no-print-directory vllm
+stage vllm-worker make --no-print-directory vllm-worker
 # Ahead of the tests that use them: their time-outs are not meant for a first build. Without Go those tests say so.
 if command -v go >/dev/null || [ -x /usr/local/go/bin/go ]; then stage build make --no-print-directory build; fi
 stage integration make --no-print-directory integration

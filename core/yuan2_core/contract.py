@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from yuan2_core.document import Contract
+from yuan2_core.engine import VllmOptions
 from yuan2_core.exit_codes import EXIT_COMPLETE as EXIT_COMPLETE
 from yuan2_core.exit_codes import EXIT_CRASHED as EXIT_CRASHED
 from yuan2_core.exit_codes import EXIT_INVALID as EXIT_INVALID
@@ -206,6 +207,8 @@ class WorkerJob(Contract):
     device: Device
     gpus: Annotated[int, Field(ge=0)] = 0
     precision: ServePrecision
+    vllm: VllmOptions | None = None
+    """Settings of vLLM, which computes the answers; absent, the built-in engine does."""
     max_model_length: PositiveInt | None = None
     """Prompt and answer together, in tokens; absent, what the model's config.json allows."""
     max_concurrent_requests: PositiveInt = 64

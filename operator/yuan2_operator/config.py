@@ -21,6 +21,8 @@ class Settings(BaseSettings):
     """Trainer image of every Yuan2FineTune that names none."""
     serve_image: str = ""
     """Server image of every Yuan2Service that names none."""
+    serve_vllm_image: str = ""
+    """Image of workers with the engine vllm, where the service names none."""
     watch_namespaces: Annotated[tuple[str, ...], NoDecode] = ()
     """Namespaces to serve, separated by commas; all of them when empty."""
     progress_via: Literal["auto", "ip", "proxy"] = "auto"

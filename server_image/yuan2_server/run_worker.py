@@ -6,18 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from yuan2_core.contract import ServeJob
 from yuan2_core.errors import ModelError, UserError
+from yuan2_server.engines.opening import open_engine
 from yuan2_server.job import EngineFailedError
 from yuan2_server.lifecycle import HttpServer, in_daemon_thread, stop_requested
 from yuan2_server.registration import Registration, heart_beat_interval
 from yuan2_server.worker import ModelWorker, ServedModel
 from yuan2_server.worker_app import WorkerHost, build_app
-
-if TYPE_CHECKING:
-    from yuan2_core.tokenizer import Yuan2Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +73,8 @@ async def _serve(
     tell: Callable[[str], None],
 ) -> None:
     engine = worker.model.engine
-    engine.start()
-    _add_gauges(host, worker)
+    host.metrics.gauge("yuan2_worker_queue_length", "Requests that run or wait.", lambda: engine.load)
+    engine.add_metrics(host.metrics.registry)
     host.worker = worker
     registration = Registration(job.worker.controller_url, address, worker.status, interval)
     host.is_registered = lambda: registration.registered
@@ -113,17 +110,6 @@ async def _drain(worker: ModelWorker) -> None:
         await asyncio.sleep(0.05)
 
 
-def _add_gauges(host: WorkerHost, worker: ModelWorker) -> None:
-    engine, gauge = worker.model.engine, host.metrics.gauge
-    gauge("yuan2_worker_queue_length", "Requests that run or wait.", lambda: engine.load)
-    gauge("yuan2_worker_running_sequences", "Sequences that hold a cache.", lambda: engine.stats.running)
-    gauge(
-        "yuan2_worker_cached_tokens",
-        "Tokens that the caches of running sequences hold at their longest.",
-        lambda: engine.stats.cached_tokens,
-    )
-
-
 def load_served_model(job: ServeJob) -> ServedModel:
     """Check the model directory, then load it. Raises UserError; what headers show is found before torch is
     imported."""
@@ -143,26 +129,5 @@ def load_served_model(job: ServeJob) -> ServedModel:
             f"maxModelLength: {context} is more than the {dimensions.max_position_embeddings} positions of "
             "the model; lower it"
         )
-    if job.worker.gpus > 1:
-        raise UserError(
-            f"gpusPerWorker: {job.worker.gpus} is not supported, a worker computes on one GPU; set it to 1"
-        )
-    return _load_weights(job, tokenizer, context)
-
-
-def _load_weights(job: ServeJob, tokenizer: Yuan2Tokenizer, context: int) -> ServedModel:
-    from yuan2_server import runner
-    from yuan2_server.engine import Engine
-    from yuan2_server.sampler import Sampler
-    from yuan2_server.scheduler import Limits
-
-    spec = job.worker
-    model = runner.load(job.model_path, spec.device, spec.precision, job.adapter_path)
-    budget = runner.cached_token_budget(model, spec.device)
-    say = log.warning if budget < 2 * context else log.info
-    say("memory for the caches of %d tokens; a request can have %d", budget, context)
-    model_runner = runner.ModelRunner(model)
-    model_runner.check()  # the first call is slow, and what fails now is not served
-    limits = Limits(max_sequences=spec.max_concurrent_requests, max_cached_tokens=budget)
-    engine = Engine(model_runner, Sampler(tokenizer.vocab_size), limits)
+    engine = open_engine(job, tokenizer, dimensions, context)
     return ServedModel((job.served_name, *job.aliases), tokenizer, engine, context)

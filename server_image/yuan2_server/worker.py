@@ -14,7 +14,7 @@ from typing import Any
 from yuan2_core.conversation import render_prompt
 from yuan2_core.errors import UserError
 from yuan2_core.tokenizer import Yuan2Tokenizer
-from yuan2_server.engine import Engine
+from yuan2_server.engines.seam import Engine
 from yuan2_server.metrics import WorkerMetrics
 from yuan2_server.protocol import (
     MAX_TEXTS,

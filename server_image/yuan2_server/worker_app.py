@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from yuan2_server import metrics
 from yuan2_server.answers import CLIENT_GONE, ClientGoneError, Stream, while_connected
 from yuan2_server.bodies import MAX_BYTES, BodyTooLargeError, SlowUploadError, parse_object, read_body
-from yuan2_server.engine import as_request_error
+from yuan2_server.engines.seam import as_request_error
 from yuan2_server.protocol import (
     ErrorCode,
     RequestError,

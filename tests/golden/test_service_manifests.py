@@ -33,6 +33,7 @@ def test_a_service_becomes_these_manifests(path: Path):
         finetune=finetune,
         missing=(),
         default_image="registry.example/yuan2/serve:1",
+        default_vllm_image="registry.example/yuan2/serve-vllm:1",
     )
     assert isinstance(decision, ServicePlan)
     made = service_manifests(decision)

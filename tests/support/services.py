@@ -16,6 +16,7 @@ from yuan2_operator.plan.service import ServicePlan, plan_service
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 OWNER = Owner(kind=KIND_SERVICE, name="alpaca", namespace="demo", uid="uid-1", generation=3)
 IMAGE = "registry.example/yuan2/serve:1"
+VLLM_IMAGE = "registry.example/yuan2/serve-vllm:1"
 SOURCE = {"persistentVolumeClaim": {"claimName": "models", "path": "yuan2-2b"}}
 
 
@@ -33,7 +34,13 @@ def finetune_of(**fields: Any) -> FineTuneStatus:
 
 def plan_of(spec: ServiceSpec | None = None, **changes: Any) -> ServicePlan:
     """The plan of a spec whose references all exist."""
-    arguments: dict[str, Any] = {"finetune": None, "missing": (), "default_image": IMAGE, **changes}
+    arguments: dict[str, Any] = {
+        "finetune": None,
+        "missing": (),
+        "default_image": IMAGE,
+        "default_vllm_image": VLLM_IMAGE,
+    }
+    arguments |= changes
     decision = plan_service(OWNER, spec or spec_of(), ServiceStatus(), **arguments)
     assert isinstance(decision, ServicePlan), decision
     return decision

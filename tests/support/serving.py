@@ -17,6 +17,7 @@ import httpx
 from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 from yuan2_core.contract import ApiJob, ServeJob, WorkerJob
+from yuan2_core.engine import VllmOptions
 from yuan2_core.tokenizer import Yuan2Tokenizer, train_tokenizer
 
 TEXTS = (
@@ -27,6 +28,10 @@ TEXTS = (
     "1 + 1 = 2, 2 + 2 = 4, a < b > c",
 )
 CONTEXT = 256
+VLLM_PYTHON = Path(__file__).parents[2] / ".venv-vllm/bin/python"
+EAGER = {"TORCHDYNAMO_DISABLE": "1"}
+"""Compiling vLLM's sampler alone takes longer than all that the tests ask it."""
+EAGER_VLLM = VllmOptions(engine_args={"enforce-eager": "true", "block-size": "32"})
 BOOT_SECONDS = 300.0
 """torch and transformers take long to import when the machine is busy."""
 
@@ -87,7 +92,13 @@ def serve_job(model: Path, controller_url: str, **changes: Any) -> ServeJob:
         served_name=changes.get("served_name", "yuan2"),
         model_path=str(model),
         worker=WorkerJob(
-            **{"port": 1, "controller_url": controller_url, "device": "cpu", "precision": "fp32", **worker}
+            **{
+                "port": 1,
+                "controller_url": controller_url,
+                "device": "cpu",
+                "precision": "fp32",
+                **worker,
+            }
         ),
         api=ApiJob(**{"port": 1, "controller_url": controller_url, **api}),
     )
@@ -150,7 +161,10 @@ class Stack:
         job = job.model_copy(update={"worker": job.worker.model_copy(update={"port": port})})
         address = f"http://127.0.0.1:{port}"
         arguments = ["-m", "yuan2_server", "worker", "--job", self.write(job), "--address", address]
-        return self.run("worker", [*arguments, "--termination-log", self.termination(port)], port)
+        arguments += ["--termination-log", self.termination(port)]
+        if job.worker.vllm is not None:
+            return self.run("vllm-worker", arguments, port, EAGER, python=VLLM_PYTHON)
+        return self.run("worker", arguments, port)
 
     def api(self, job: ServeJob, keys: Path | None = None) -> Program:
         """Our OpenAI-compatible API server, on a port of its own."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from yuan2_core.contract import PORT_API, PORT_WEB
+from yuan2_core.engine import Share
 from yuan2_core.sections import PositiveInt, ServePrecision
 from yuan2_operator.api.common import NAME_RULES, ClaimLocation, Condition, ModelReference
 from yuan2_operator.api.pods import (
@@ -25,6 +26,13 @@ from yuan2_operator.api.pods import (
     gpu_rules,
 )
 from yuan2_operator.api.schema import DnsName, Spec, Status, list_map, rules
+from yuan2_operator.api.service_engine import (
+    ARGUMENT_RULES,
+    ENGINE_RULES,
+    EngineArguments,
+    EngineChoice,
+    Quantization,
+)
 from yuan2_operator.constants import GPU_RESOURCE
 
 ServicePhase = Literal["Pending", "Progressing", "Ready", "Degraded"]
@@ -38,6 +46,7 @@ ONE_MODEL = rules(
         "model: name exactly one of fineTuneRef (a Yuan2FineTune) and source (a model directory)",
     )
 )
+WORKER_RULES = rules(*gpu_rules("worker"), *ENGINE_RULES)
 ROOT_RULES = rules(*NAME_RULES)
 
 
@@ -83,8 +92,14 @@ class ServiceWorker(Placement):
 
     replicas: Annotated[int, Field(ge=0, le=1024)] = 1
     """Pods; `kubectl scale` and autoscalers change this field."""
-    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
-    """GPUs of each pod: 1, or 0 for CPU. A worker runs the model on one device."""
+    engine: EngineChoice = "auto"
+    """What computes the answers: `vllm`, or the small `builtin`, which is ready in seconds; `auto` is vllm
+    where there are GPUs."""
+    image: ImageReference | None = None
+    """Image of these pods; absent, `spec.image`, or that of the operator's settings for the engine."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=64)] = 0
+    """GPUs of each pod; 0 computes on the CPU. With more than one, vLLM splits each layer among them (tensor
+    parallel); their number must divide half the number of the model's heads."""
     gpu_resource: ResourceName = GPU_RESOURCE
     """The resource that `gpusPerWorker` counts: another vendor's GPUs, or a MIG profile."""
     precision: ServePrecision = "bf16"
@@ -93,6 +108,18 @@ class ServiceWorker(Placement):
     """Prompt and answer together, in tokens; absent, what the model's config.json allows."""
     max_concurrent_requests: PositiveInt = 64
     """Requests of a pod that run or wait; one more is answered with 429."""
+    gpu_memory_utilization: Share | None = None
+    """Share of a GPU's memory that vLLM takes for weights, activations and caches; absent, vLLM's default."""
+    quantization: Quantization | None = None
+    """How vLLM quantises the weights, in its words, such as `fp8`; absent, not at all, or as config.json
+    says."""
+    prefix_caching: bool | None = None
+    """Whether vLLM keeps the caches of prompts' beginnings; absent, it does."""
+    engine_args: Annotated[EngineArguments, Field(json_schema_extra=rules(*ARGUMENT_RULES))] = Field(
+        default_factory=dict
+    )
+    """Other options of vLLM's command line, without the dashes in front; a switch has the value "true" or
+    "false". vLLM's own parser checks them before a pod loads the model."""
     termination_grace_period_seconds: GraceSeconds = 120
     """How long a pod that is asked to end may finish the answers it has begun."""
 
@@ -168,7 +195,7 @@ class ServiceSpec(Spec):
     """When the image is pulled; absent, Kubernetes decides by its tag."""
     image_pull_secrets: PullSecrets = Field(default_factory=list)
     """Secrets of the registry."""
-    worker: Annotated[ServiceWorker, Field(json_schema_extra=rules(*gpu_rules("worker")))] = Field(
+    worker: Annotated[ServiceWorker, Field(json_schema_extra=WORKER_RULES)] = Field(
         default_factory=ServiceWorker
     )
     """The pods that run the model."""

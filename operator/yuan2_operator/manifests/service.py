@@ -14,6 +14,7 @@ from yuan2_operator.constants import (
     COMPONENT_WORKER,
     PART_OF,
     SCRATCH_DIRECTORY,
+    SHARED_MEMORY_DIRECTORY,
 )
 from yuan2_operator.manifests import service_pods as pods
 from yuan2_operator.manifests.common import (
@@ -42,6 +43,7 @@ from yuan2_operator.plan.service import (
 )
 
 KEYS_VOLUME = "keys"
+SHARED_MEMORY_VOLUME = "shm"
 HEARTBEAT_SECONDS = 5
 HEARTBEAT_EXPIRATION_SECONDS = 15
 """FastChat's 45 s and 90 s keep a dead worker in the list for up to 180 s."""
@@ -170,10 +172,11 @@ def worker(plan: ServicePlan) -> Manifest:
     """The model worker: the only component that mounts the model and may have GPUs."""
     wanted = plan.spec.worker
     volumes = claims(plan.model)
+    shared_mounts, shared_volumes = shared_memory(plan)
     container = pods.container(
         COMPONENT_WORKER,
         plan.spec,
-        plan.image,
+        plan.worker_image,
         command=["python", "-m", "yuan2_server", "worker"],
         port=PORT_WORKER,
         resources=wanted.resources,
@@ -182,12 +185,16 @@ def worker(plan: ServicePlan) -> Manifest:
         env={"FASTCHAT_WORKER_HEART_BEAT_INTERVAL": str(HEARTBEAT_SECONDS)},
         pod_ip=True,
         probes=pods.probes("/readyz", "/healthz", start_seconds=WORKER_START_SECONDS),
-        mounts=[job_mount(), *claim_mounts(volumes)],
+        mounts=[job_mount(), *shared_mounts, *claim_mounts(volumes)],
     )
     spec = pods.pod_spec(
         plan.spec,
         container,
-        volumes=[job_volume(config_name(plan, COMPONENT_WORKER)), *claim_volumes(volumes)],
+        volumes=[
+            job_volume(config_name(plan, COMPONENT_WORKER)),
+            *shared_volumes,
+            *claim_volumes(volumes),
+        ],
         grace_seconds=wanted.termination_grace_period_seconds,
     )
     strategy = ROLL_IN_PLACE if wanted.gpus_per_worker else ROLL_WITH_SURGE
@@ -196,6 +203,15 @@ def worker(plan: ServicePlan) -> Manifest:
     return _deployment(
         plan, COMPONENT_WORKER, pod, replicas=wanted.replicas, strategy=strategy, deadline_seconds=deadline
     )
+
+
+def shared_memory(plan: ServicePlan) -> tuple[list[Manifest], list[Manifest]]:
+    """Mount and volume of /dev/shm, through which vLLM's processes and NCCL exchange data: a container has 64
+    MiB of its own. None for the built-in engine, which is one process."""
+    if plan.job.worker.vllm is None:
+        return [], []
+    mount = {"name": SHARED_MEMORY_VOLUME, "mountPath": str(SHARED_MEMORY_DIRECTORY)}
+    return [mount], [{"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}}]
 
 
 def api(plan: ServicePlan) -> Manifest:

@@ -18,6 +18,7 @@ from yuan2_operator.constants import (
     CLAIMS_DIRECTORY,
     COMPONENT_API,
     COMPONENT_WEB,
+    COMPONENT_WORKER,
     DATASET_DIRECTORY,
     EVALUATION_DIRECTORY,
     PART_OF,
@@ -187,6 +188,8 @@ def of_component(component: str) -> Owned:
         "FASTCHAT_WORKER_HEART_BEAT_INTERVAL",
     ]
     mounts = [JOB_FILE, CLAIMS_DIRECTORY, SCRATCH_DIRECTORY]
+    if component == COMPONENT_WORKER:
+        mounts.append(SHARED_MEMORY_DIRECTORY)
     if component in (COMPONENT_API, COMPONENT_WEB):
         mounts.append(KEYS_DIRECTORY)
     return Owned(f"{PART_OF}-{component}", tuple(env), tuple(map(str, mounts)))

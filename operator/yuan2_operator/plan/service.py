@@ -10,9 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from yuan2_core.contract import PORT_CONTROLLER, PORT_WORKER, ApiJob, ServeJob, WorkerJob
+from yuan2_core.engine import VllmOptions
 from yuan2_operator.api.common import ModelPlace
 from yuan2_operator.api.finetune import FineTuneStatus
-from yuan2_operator.api.service import Placement, ServedModel, ServiceSpec, ServiceStatus
+from yuan2_operator.api.service import Placement, ServedModel, ServiceSpec, ServiceStatus, ServiceWorker
 from yuan2_operator.constants import (
     ANNOTATION_CONFIG_HASH,
     ANNOTATION_MODEL_FINGERPRINT,
@@ -36,6 +37,7 @@ class ServicePlan:
     owner: Owner
     spec: ServiceSpec
     image: str
+    worker_image: str
     model: ServedModel
     job: ServeJob
     note: str
@@ -125,12 +127,14 @@ def plan_service(
     finetune: FineTuneStatus | None,
     missing: Collection[Missing],
     default_image: str,
+    default_vllm_image: str = "",
     privileges: Collection[str] = (),
 ) -> ServicePlan | Rejection:
     """Decide what to serve.
 
     `finetune` is the status of the FineTune that `spec.model.fineTuneRef` names, None when it does not exist;
-    `missing` are those of `references` that do not exist; `privileges` is what the administrator allows.
+    `missing` are those of `references` that do not exist; the default images are those of the operator's
+    settings; `privileges` is what the administrator allows.
     """
     for component, placed in placements(spec).items():
         field, owned = f"spec.{component}.podTemplate", of_component(component)
@@ -147,7 +151,21 @@ def plan_service(
     if not image:
         message = "no server image: set spec.image, or YUAN2_SERVE_IMAGE in the operator's settings"
         return Rejection(Reason.IMAGE_NOT_SET, message)
-    return ServicePlan(owner, spec, image, model, _job(owner, spec, model), _note(model, finetune))
+    fallback = default_vllm_image if uses_vllm(spec.worker) else default_image
+    worker_image = spec.worker.image or spec.image or fallback
+    if not worker_image:
+        message = (
+            "no image with vLLM: set spec.worker.image, or YUAN2_SERVE_VLLM_IMAGE in the operator's "
+            "settings, or spec.worker.engine: builtin"
+        )
+        return Rejection(Reason.IMAGE_NOT_SET, message)
+    job = _job(owner, spec, model)
+    return ServicePlan(owner, spec, image, worker_image, model, job, _note(model, finetune))
+
+
+def uses_vllm(worker: ServiceWorker) -> bool:
+    """Whether vLLM computes the answers, and not the built-in engine."""
+    return worker.engine == "vllm" or (worker.engine == "auto" and worker.gpus_per_worker > 0)
 
 
 def worker_selector(owner: Owner) -> str:
@@ -198,6 +216,7 @@ def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:
         device="cuda" if spec.worker.gpus_per_worker else "cpu",
         gpus=spec.worker.gpus_per_worker,
         precision=spec.worker.precision,
+        vllm=_vllm(spec.worker) if uses_vllm(spec.worker) else None,
         max_model_length=spec.worker.max_model_length,
         max_concurrent_requests=spec.worker.max_concurrent_requests,
     )
@@ -218,6 +237,15 @@ def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:
         adapter_path=_path_of(model.adapter) if model.adapter is not None else None,
         worker=worker,
         api=api,
+    )
+
+
+def _vllm(worker: ServiceWorker) -> VllmOptions:
+    return VllmOptions(
+        gpu_memory_utilization=worker.gpu_memory_utilization,
+        quantization=worker.quantization,
+        prefix_caching=worker.prefix_caching is not False,
+        engine_args=worker.engine_args,
     )
 
 

@@ -73,6 +73,7 @@ class ServiceReconciler:
             finetune=finetune,
             missing=missing,
             default_image=self._context.settings.serve_image,
+            default_vllm_image=self._context.settings.serve_vllm_image,
             privileges=self._context.settings.pod_privileges,
         )
 

@@ -516,6 +516,39 @@ BAD_SERVICES = {
     "privileged port": ({"api": {"port": 80}}, "should be greater than or equal to 1024"),
     "wrong type: web": ({"web": {"enabled": "true"}}, "must be of type boolean"),
     "unknown field": ({"wroker": {}}, 'unknown field "spec.wroker"'),
+    "wrong enum: engine": ({"worker": {"engine": "tgi"}}, '"auto", "vllm", "builtin"'),
+    "several gpus, builtin": (
+        {"worker": {"engine": "builtin", "gpusPerWorker": 2}},
+        "worker.gpusPerWorker: the built-in engine computes on one GPU; set worker.engine: vllm",
+    ),
+    "quantization, builtin": (
+        {"worker": {"quantization": "fp8"}},
+        "worker.quantization: the built-in engine has none; set worker.engine: vllm",
+    ),
+    "prefixes, builtin": (
+        {"worker": {"engine": "builtin", "gpusPerWorker": 1, "prefixCaching": False}},
+        "worker.prefixCaching: the built-in engine has none; set worker.engine: vllm",
+    ),
+    "engine arguments, builtin": (
+        {"worker": {"engineArgs": {"block-size": "32"}}},
+        "worker.engineArgs: the built-in engine has none; set worker.engine: vllm",
+    ),
+    "memory of GPUs without them": (
+        {"worker": {"engine": "vllm", "gpuMemoryUtilization": 0.5}},
+        "worker.gpuMemoryUtilization: only vLLM on GPUs takes a share of their memory",
+    ),
+    "an argument with a field": (
+        {"worker": {"engine": "vllm", "engineArgs": {"max-model-len": "64"}}},
+        "engineArgs: max-model-len is set by worker.maxModelLength; use that field",
+    ),
+    "an argument that is not supported": (
+        {"worker": {"engine": "vllm", "engineArgs": {"speculative-config": "{}"}}},
+        "engineArgs: speculative-config is not supported: Yuan 2.0 cannot take back its filter's state",
+    ),
+    "an argument with dashes": (
+        {"worker": {"engine": "vllm", "engineArgs": {"--block-size": "32"}}},
+        "engineArgs: write the options of vLLM's command line without the dashes in front",
+    ),
     "gpus as a resource": (
         {"worker": {"resources": {"requests": {"nvidia.com/gpu": 1}}}},
         "ask for GPUs with gpusPerWorker instead of nvidia.com/gpu",

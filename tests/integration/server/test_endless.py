@@ -24,7 +24,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service of such a model."""
     model = tmp_path_factory.mktemp("endless")
     tiny_model(model, context=CONTEXT, endless=True)
-    with running_service(model, tmp_path_factory.mktemp("service")) as made:
+    with running_service(model, tmp_path_factory.mktemp("service"), context=CONTEXT) as made:
         yield made
 
 

@@ -11,11 +11,17 @@ import httpx
 import openai
 import pytest
 
-from tests.integration.server.conftest import Service
-from tests.support.serving import CONTEXT
+from tests.integration.server.conftest import VLLM_CONTEXT, Service
 from yuan2_core.conversation import render_prompt
 
 QUESTION = "Who are you?"
+
+
+@pytest.fixture(scope="module", params=["builtin", pytest.param("vllm", marks=pytest.mark.vllm)])
+def service(request: pytest.FixtureRequest) -> Service:
+    """The service with each of the engines."""
+    found: Service = request.getfixturevalue(f"{request.param}_service")
+    return found
 
 
 def post(service: Service, path: str, **body) -> dict:
@@ -97,7 +103,7 @@ def test_a_repetition_penalty_changes_the_answer(service: Service):
         ({"images": ["a.png"]}, 40001, "images"),
         ({"prompt": None}, 40001, "prompt"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 40001, "user's"),
-        ({"prompt": "你" * 400}, 40303, f"maximum context length is {CONTEXT} tokens"),
+        ({"prompt": "你" * VLLM_CONTEXT}, 40303, "maximum context length is"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_with_fastchats_code(service: Service, change, code, words):
@@ -128,8 +134,8 @@ def test_parameters_as_fastchats_programs_send_them_are_accepted(service: Servic
 
 
 def test_a_limit_beyond_the_context_is_cut_for_fastchats_programs_and_refused_for_ours(service: Service):
-    assert stream(service, max_new_tokens=CONTEXT * 2)[-1]["finish_reason"] in ("length", "stop")
-    [refused] = stream(service, max_new_tokens=CONTEXT * 2, clamp=False)
+    assert stream(service, max_new_tokens=10**6)[-1]["finish_reason"] in ("length", "stop")
+    [refused] = stream(service, max_new_tokens=10**6, clamp=False)
     assert (refused["error_code"], refused["param"]) == (40303, "max_new_tokens")
 
 
@@ -146,13 +152,9 @@ def test_tokens_of_a_text_and_of_messages(service: Service):
     messages = [{"role": "user", "content": "one<sep>two"}]
     answer = post(service, "/tokenize", model="yuan2", messages=messages)
     assert answer["tokens"] == render_prompt(messages, service.tokenizer)
-    assert answer["context_length"] == CONTEXT
+    assert answer["context_length"] == service.context
     text = post(service, "/tokenize", model="yuan2", prompt="a<n>b<sep>")
     assert text["tokens"] == service.tokenizer.encode("a<n>b<sep>")
-    ids = text["tokens"]
-    by_ids = post(service, "/worker_get_embeddings", model="yuan2", input=[ids])
-    assert by_ids == post(service, "/worker_get_embeddings", model="yuan2", input=["a<n>b<sep>"])
-    assert post(service, "/worker_get_embeddings", model="yuan2", input=[[10**6]])["error_code"] == 40302
 
 
 def test_messages_are_rendered_by_the_worker(service: Service):
@@ -163,7 +165,7 @@ def test_messages_are_rendered_by_the_worker(service: Service):
 
 def test_status_details_and_counts(service: Service):
     assert post(service, "/worker_get_status") == {"model_names": ["yuan2"], "speed": 1, "queue_length": 0}
-    assert post(service, "/model_details", model="yuan2")["context_length"] == CONTEXT
+    assert post(service, "/model_details", model="yuan2")["context_length"] == service.context
     counted = post(service, "/count_token", model="yuan2", prompt="a<n>b<sep>")
     assert counted == {"count": len(service.tokenizer.encode("a<n>b<sep>")), "error_code": 0}
 
@@ -181,8 +183,27 @@ def test_the_conversation_template_is_fastchats_with_our_stop_token(service: Ser
     assert template["stop_token_ids"] == [service.tokenizer.eod_id]
 
 
-def test_embeddings_are_unit_vectors_of_the_text(service: Service):
-    texts = ["Who are you?", "你是谁？", "Who are you?"]
+def test_vllm_only_generates_and_says_so(service: Service):
+    if service.job.worker.vllm is None:
+        assert "embedding" in post(service, "/worker_get_embeddings", model="yuan2", input=["x"])
+        return
+    refused = post(service, "/worker_get_embeddings", model="yuan2", input=["x"])
+    assert refused["error_code"] == 40302
+    assert "only generates text" in refused["text"]
+    [refused] = stream(service, temperature=0.001)
+    assert (refused["error_code"], refused["param"]) == (40302, "temperature")
+
+
+def test_embeddings_are_those_of_the_tokens(builtin_service: Service):
+    ids = builtin_service.tokenizer.encode("a<n>b<sep>")
+    by_ids = post(builtin_service, "/worker_get_embeddings", model="yuan2", input=[ids])
+    assert by_ids == post(builtin_service, "/worker_get_embeddings", model="yuan2", input=["a<n>b<sep>"])
+    refused = post(builtin_service, "/worker_get_embeddings", model="yuan2", input=[[10**6]])
+    assert refused["error_code"] == 40302
+
+
+def test_embeddings_are_unit_vectors_of_the_text(builtin_service: Service):
+    service, texts = builtin_service, ["Who are you?", "你是谁？", "Who are you?"]
     answer = post(service, "/worker_get_embeddings", model="yuan2", input=texts)
     first, second, again = answer["embedding"]
     assert sum(x * x for x in first) == pytest.approx(1)
@@ -234,7 +255,7 @@ def test_fastchats_api_server_loses_a_trailing_n(service: Service, fastchat: ope
     assert theirs != chat(service.client(), "Who is the man").choices[0].message.content
 
 
-def test_fastchats_api_server_counts_completes_and_embeds(service: Service, fastchat: openai.OpenAI):
+def test_fastchats_api_server_counts_and_completes(service: Service, fastchat: openai.OpenAI):
     completion = fastchat.completions.create(
         model="yuan2", prompt=f"{QUESTION}<sep>", temperature=0, max_tokens=16
     )
@@ -245,8 +266,15 @@ def test_fastchats_api_server_counts_completes_and_embeds(service: Service, fast
     assert checked == {
         "fits": True,
         "tokenCount": len(service.tokenizer.encode(QUESTION)),
-        "contextLength": CONTEXT,
+        "contextLength": service.context,
     }
+
+
+def test_fastchats_api_server_embeds(service: Service, fastchat: openai.OpenAI):
+    if service.job.worker.vllm is not None:
+        with pytest.raises(openai.APIStatusError):
+            fastchat.embeddings.create(model="yuan2", input=[QUESTION], encoding_format="float")
+        return
     answer = fastchat.embeddings.create(model="yuan2", input=[QUESTION], encoding_format="float")
     [direct] = post(service, "/worker_get_embeddings", model="yuan2", input=[QUESTION])["embedding"]
     assert answer.data[0].embedding == pytest.approx(direct)

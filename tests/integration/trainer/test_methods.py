@@ -182,7 +182,7 @@ def test_a_finished_adapter_is_not_trained_again(
 def test_a_worker_answers_with_an_adapter_as_with_the_merged_model(
     trained: Train, inputs: tuple[Path, Path]
 ) -> None:
-    from yuan2_server.runner import load
+    from yuan2_server.engines.builtin.runner import load
 
     output = trained(**LORA)
     served = load(str(inputs[0]), "cpu", "fp32", str(output / "adapter"))

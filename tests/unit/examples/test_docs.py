@@ -107,7 +107,8 @@ def test_the_service_of_the_adapters_asks_for_a_gpu_that_holds_the_model() -> No
     weights = 2 * PRESETS[tuned["spec"]["model"]["size"]].parameters
     gpu = find_gpu(served["spec"]["worker"]["nodeSelector"]["nvidia.com/gpu.product"])
     assert gpu is not None
-    assert weights < 0.8 * gpu.memory_bytes, "the rest is for the caches"
+    gpus = served["spec"]["worker"]["gpusPerWorker"]
+    assert weights < 0.8 * gpus * gpu.memory_bytes, "the rest is for the caches"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

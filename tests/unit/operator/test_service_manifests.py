@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support.services import OWNER, manifest, plan_of, spec_of
+from tests.support.services import IMAGE, OWNER, VLLM_IMAGE, manifest, plan_of, spec_of
 from yuan2_operator.manifests.service import FASTCHAT_PROGRAM, obsolete, service_manifests
 from yuan2_operator.plan.owner import selector_labels
 from yuan2_operator.plan.service import config_name
@@ -108,7 +108,7 @@ def test_no_pod_has_credentials_privileges_or_a_writable_root(component):
         "capabilities": {"drop": ["ALL"]},
     }
     writable = [m["mountPath"] for m in only["volumeMounts"] if not m.get("readOnly")]
-    assert writable == ["/tmp"]
+    assert set(writable) <= {"/tmp", "/dev/shm"}
 
 
 @pytest.mark.parametrize("component", ["controller", "worker", "api", "web"])
@@ -302,3 +302,14 @@ def test_a_field_that_was_taken_back_changes_the_stamp_of_its_object():
     assert stamps[0] != stamps[1]
     again = manifest(plan_of(), "Deployment", "alpaca-worker")
     assert again == after
+
+
+def test_workers_with_vllm_have_its_image_and_shared_memory():
+    plan = plan_of(spec_of(worker={"gpusPerWorker": 2}))
+    worker = container(plan, "worker")
+    assert worker["image"] == VLLM_IMAGE
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert {"name": "shm", "mountPath": "/dev/shm"} in worker["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod_spec(plan, "worker")["volumes"]
+    assert {container(plan, part)["image"] for part in ("controller", "api")} == {IMAGE}
+    assert "shm" not in [volume["name"] for volume in pod_spec(plan_of(), "worker")["volumes"]]

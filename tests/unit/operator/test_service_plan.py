@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from tests.support.services import IMAGE, OWNER, SOURCE, finetune_of, manifest, plan_of, spec_of
+from tests.support.services import IMAGE, OWNER, SOURCE, VLLM_IMAGE, finetune_of, manifest, plan_of, spec_of
 from yuan2_core.contract import ServeJob
+from yuan2_core.engine import VllmOptions
 from yuan2_operator.api.service import ServedModel, ServiceStatus
 from yuan2_operator.plan.references import Missing, Reference, Rejection
 from yuan2_operator.plan.service import (
@@ -47,6 +48,58 @@ def test_the_job_file_reads_back_equal():
     assert ServeJob.model_validate_json(job.to_json()) == job
     assert (job.api.require_key, job.api.port) == (True, 9000)
     assert job.worker.controller_url == "http://alpaca-controller.demo.svc:8503"
+
+
+@pytest.mark.parametrize(
+    ("worker", "engine", "image"),
+    [
+        ({}, "builtin", IMAGE),
+        ({"gpusPerWorker": 1}, "vllm", VLLM_IMAGE),
+        ({"gpusPerWorker": 1, "engine": "builtin"}, "builtin", IMAGE),
+        ({"engine": "vllm"}, "vllm", VLLM_IMAGE),
+        ({"engine": "vllm", "image": "mine:1"}, "vllm", "mine:1"),
+        ({"image": "mine:1"}, "builtin", "mine:1"),
+    ],
+)
+def test_the_engine_follows_from_the_gpus_unless_it_is_named(worker, engine, image):
+    plan = plan_of(spec_of(worker=worker))
+    found = "builtin" if plan.job.worker.vllm is None else "vllm"
+    assert (found, plan.worker_image, plan.image) == (engine, image, IMAGE)
+
+
+def test_the_image_of_a_service_is_that_of_its_workers_too():
+    plan = plan_of(spec_of(image="all:1", worker={"engine": "vllm"}))
+    assert (plan.image, plan.worker_image) == ("all:1", "all:1")
+
+
+def test_without_an_image_that_has_vllm_there_is_no_plan():
+    rejection = reject(spec_of(worker={"gpusPerWorker": 1}))
+    assert rejection.reason == "ImageNotSet"
+    assert rejection.message == (
+        "no image with vLLM: set spec.worker.image, or YUAN2_SERVE_VLLM_IMAGE in the operator's settings, or "
+        "spec.worker.engine: builtin"
+    )
+
+
+def test_what_only_vllm_has_is_told_to_it():
+    worker = {
+        "engine": "vllm",
+        "gpusPerWorker": 4,
+        "gpuMemoryUtilization": 0.8,
+        "quantization": "fp8",
+        "prefixCaching": False,
+        "engineArgs": {"block-size": "32"},
+    }
+    job = plan_of(spec_of(worker=worker)).job.worker
+    assert (job.gpus, job.device) == (4, "cuda")
+    assert job.vllm == VllmOptions(
+        gpu_memory_utilization=0.8, quantization="fp8", prefix_caching=False, engine_args={"block-size": "32"}
+    )
+
+
+def test_pods_of_an_earlier_operator_are_not_replaced():
+    """They are told no word of vLLM, as before there were two engines, and an older image reads their job."""
+    assert "vllm" not in plan_of().job.to_json()
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])

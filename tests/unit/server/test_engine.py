@@ -11,11 +11,11 @@ import torch
 from tests.support.serving import tiny_model
 from tests.support.waiting import wait_for
 from yuan2_model import load_model
-from yuan2_server.engine import Engine
+from yuan2_server.engines.builtin.engine import BuiltinEngine
+from yuan2_server.engines.builtin.runner import ModelRunner, cached_token_budget
+from yuan2_server.engines.builtin.sampler import Sampler
+from yuan2_server.engines.builtin.scheduler import Limits
 from yuan2_server.protocol import ErrorCode, RequestError
-from yuan2_server.runner import ModelRunner, cached_token_budget
-from yuan2_server.sampler import Sampler
-from yuan2_server.scheduler import Limits
 from yuan2_server.sequence import Embedding, SampledToken, SamplingParams, Sequence
 
 VOCABULARY = 420
@@ -53,10 +53,10 @@ def model(tmp_path_factory: pytest.TempPathFactory):
     return load_model(directory, dtype=torch.float32).eval()
 
 
-def engine_of(model, **limits) -> tuple[Engine, ModelRunner]:
+def engine_of(model, **limits) -> tuple[BuiltinEngine, ModelRunner]:
     runner = ModelRunner(model)
     limits = {"max_sequences": 8, "max_cached_tokens": 100_000, **limits}
-    return Engine(runner, Sampler(VOCABULARY), Limits(**limits)), runner
+    return BuiltinEngine(runner, Sampler(VOCABULARY), Limits(**limits)), runner
 
 
 def sequence(prompt: list[int], sink: Recorder, count: int = 8, **params) -> Sequence:
@@ -72,7 +72,7 @@ def argmax_loop(model, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def drain(engine: Engine) -> None:
+def drain(engine: BuiltinEngine) -> None:
     """Let a fresh engine, which has its commands in order, work until nothing is left."""
     engine.start()
     wait_for("an idle engine", lambda: engine.load == 0, every=0.005)
@@ -170,7 +170,7 @@ def test_a_failing_request_does_not_end_the_others(model):
 
 def test_running_out_of_memory_is_told_as_that(model, monkeypatch: pytest.MonkeyPatch):
     runner = ModelRunner(model)
-    engine = Engine(runner, Sampler(VOCABULARY), Limits(8, 1000))
+    engine = BuiltinEngine(runner, Sampler(VOCABULARY), Limits(8, 1000))
     real = model.model.forward
 
     def forward(*, input_ids, **others):
@@ -300,7 +300,7 @@ def test_an_error_that_sticks_ends_the_engine_with_its_reason(model, monkeypatch
 
 def test_a_step_that_hangs_is_noticed(model, monkeypatch: pytest.MonkeyPatch):
     now, release = [0.0], threading.Event()
-    engine = Engine(ModelRunner(model), Sampler(VOCABULARY), Limits(8, 1000), 60.0, lambda: now[0])
+    engine = BuiltinEngine(ModelRunner(model), Sampler(VOCABULARY), Limits(8, 1000), 60.0, lambda: now[0])
     entered = threading.Event()
     real = model.model.forward
 

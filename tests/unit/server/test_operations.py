@@ -22,7 +22,7 @@ from yuan2_core.errors import UserError
 from yuan2_core.processors import available_cpus
 from yuan2_server import auth
 from yuan2_server.auth import KeyDirectory
-from yuan2_server.cache import CacheStore, token_budget, token_bytes
+from yuan2_server.engines.builtin.cache import CacheStore, token_budget, token_bytes
 from yuan2_server.job import leave_termination, read_job, worker_address
 from yuan2_server.lifecycle import HttpServer, in_daemon_thread
 from yuan2_server.program import main

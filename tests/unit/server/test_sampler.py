@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.unit.server.test_scheduler import Sink
-from yuan2_server.sampler import FIRST_CANDIDATES, Sampler, penalise
+from yuan2_server.engines.builtin.sampler import FIRST_CANDIDATES, Sampler, penalise
 from yuan2_server.sequence import SamplingParams, Sequence
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])

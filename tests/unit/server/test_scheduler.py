@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from yuan2_server.scheduler import HEADROOM, Limits, Scheduler
+from yuan2_server.engines.builtin.scheduler import HEADROOM, Limits, Scheduler
 from yuan2_server.sequence import SampledToken, SamplingParams, Sequence
 
 

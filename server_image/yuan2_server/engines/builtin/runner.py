@@ -13,9 +13,9 @@ from yuan2_core.errors import UserError
 from yuan2_core.host_memory import available_bytes
 from yuan2_core.processors import available_cpus
 from yuan2_core.sections import Device, ServePrecision
-from yuan2_server.cache import CacheStore, token_budget, token_bytes
+from yuan2_server.engines.builtin.cache import CacheStore, token_budget, token_bytes
+from yuan2_server.engines.builtin.scheduler import Slice
 from yuan2_server.protocol import ErrorCode, RequestError
-from yuan2_server.scheduler import Slice
 from yuan2_server.sequence import Embedding, Entry
 
 log = logging.getLogger(__name__)

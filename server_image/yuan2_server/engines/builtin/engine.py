@@ -14,8 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from yuan2_server.protocol import ErrorCode, FinishReason, RequestError
-from yuan2_server.scheduler import Limits, Scheduler, Slice
+from prometheus_client import CollectorRegistry, Gauge
+
+from yuan2_server.engines.builtin.scheduler import Limits, Scheduler, Slice
+from yuan2_server.engines.seam import as_request_error, full, gone, hangs
+from yuan2_server.protocol import FinishReason
 from yuan2_server.sequence import Embedding, Entry, SampledToken, Sequence
 
 if TYPE_CHECKING:
@@ -67,8 +70,8 @@ class EngineStats:
     """Tokens that are set aside for these caches."""
 
 
-class Engine:
-    """Generates for all sequences that were submitted and not cancelled."""
+class BuiltinEngine:
+    """`seam.Engine`: generates for all sequences that were submitted and not cancelled."""
 
     def __init__(
         self,
@@ -104,9 +107,7 @@ class Engine:
         if self._ended or began is None:
             return self._ended
         seconds = self._clock() - began
-        return (
-            f"a step has been running for {seconds:.0f} s: it hangs" if seconds > self._step_seconds else ""
-        )
+        return hangs(seconds) if seconds > self._step_seconds else ""
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -125,18 +126,28 @@ class Engine:
         """
         with self._lock:
             if self.problem:
-                raise _gone()
+                raise gone()
             if self._load >= self._limits.max_sequences:
-                raise RequestError(
-                    ErrorCode.RATE_LIMIT,
-                    f"this worker takes {self._load} requests at once and has as many; try again later",
-                )
+                raise full(self._load)
             self._load += 1
             self._inbox.put(lambda: self._scheduler.add(sequence))
 
     def cancel(self, sequence: Entry) -> None:
         """Give up a sequence: its cache is free within one step and its sink hears nothing more."""
         self._inbox.put(lambda: self._drop(sequence))
+
+    def add_metrics(self, registry: CollectorRegistry) -> None:
+        """Gauges of caches and of what holds them."""
+
+        def gauge(name: str, help_: str, value: Callable[[], float]) -> None:
+            Gauge(name, help_, registry=registry).set_function(value)
+
+        gauge("yuan2_worker_running_sequences", "Sequences that hold a cache.", lambda: self.stats.running)
+        gauge(
+            "yuan2_worker_cached_tokens",
+            "Tokens that the caches of running sequences hold at their longest.",
+            lambda: self.stats.cached_tokens,
+        )
 
     def step(self) -> bool:
         """Run the next piece of work; False when there is none."""
@@ -228,19 +239,8 @@ class Engine:
                 command()
         for sequence in self._scheduler.all():
             self._drop(sequence)
-            sequence.sink.fail(_gone())
-
-
-def _gone() -> RequestError:
-    return RequestError(ErrorCode.ENGINE_OVERLOADED, "this worker does not work any more; try again")
+            sequence.sink.fail(gone())
 
 
 def _line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
-
-
-def as_request_error(error: Exception) -> RequestError:
-    """What a client is told about an exception of ours: its kind, not its text."""
-    if isinstance(error, RequestError):
-        return error
-    return RequestError(ErrorCode.INTERNAL_ERROR, f"the worker failed ({type(error).__name__}); see its log")
