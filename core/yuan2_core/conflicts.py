@@ -33,6 +33,10 @@ NOT_CHECKPOINTED: Final = (
     "training.gradientCheckpointingEvery: gradientCheckpointing is false, no layer is computed again; leave "
     "one of the two out"
 )
+FP32_GRADIENTS: Final = (
+    "training.fp32Gradients: without ZeRO, DeepSpeed adds bf16 gradients up in bf16; set deepspeed.stage to "
+    "2, or training.precision to fp32"
+)
 OFFLOAD_PARAMETERS: Final = (
     "deepspeed.offload: parameters wait in the CPU's memory only with ZeRO-3, which 51B and 102B have by "
     "default; set deepspeed.stage to 3, or offload to optimizer"
@@ -60,7 +64,8 @@ DECIDED: Final[Mapping[str, str]] = {
     "bf16": "training.precision",
     "fp16": "training.precision",
     "amp": "training.precision",
-    "data_types": "training.precision",
+    "data_types": "training.fp32Gradients",
+    "communication_data_type": "training.fp32Gradients",
     "optimizer": "training.learningRate and training.weightDecay",
     "scheduler": "training.schedule",
     "activation_checkpointing": "training.gradientCheckpointing",
@@ -76,7 +81,6 @@ DECIDED: Final[Mapping[str, str]] = {
 
 PASSED_ON: Final = (
     "zero_optimization",
-    "communication_data_type",
     "prescale_gradients",
     "gradient_predivide_factor",
     "sparse_gradients",
@@ -142,6 +146,8 @@ def training_conflicts(job: TrainJob) -> Iterator[str]:
         yield ONE_WARMUP
     if not training.gradient_checkpointing and training.gradient_checkpointing_every != 1:
         yield NOT_CHECKPOINTED
+    if training.fp32_gradients and training.precision == "bf16" and job.stage == 0:
+        yield FP32_GRADIENTS
 
 
 def evaluation_conflicts(job: TrainJob) -> Iterator[str]:

@@ -158,6 +158,10 @@ class Training(Contract):
     """Let GPUs multiply fp32 matrices in TF32."""
     precision: TrainPrecision = "bf16"
     """`bf16` or `fp32`: type of the weights in forward and backward; the optimizer keeps fp32 either way."""
+    fp32_gradients: bool = False
+    """Reduce gradients over ranks and add them up over micro batches in fp32 instead of `precision`: with
+    many micro batches a step, small contributions are not rounded away. Takes 2 more bytes for each trained
+    parameter of a rank and twice the traffic of gradients; needs ZeRO-2 or ZeRO-3."""
     seed: NaturalInt = 42
     """Seed of the order of the data."""
 

@@ -88,7 +88,7 @@ def _micro_exchange(run: Run) -> float:
     every weight for forward pass, recomputation and backward pass, and scatters the gradients.
     """
     share = (run.world - 1) / run.world
-    gradients = run.trainable * run.value_bytes * share
+    gradients = run.trainable * run.summed_bytes * share
     if run.stage == 2:
         return 2 * gradients
     if run.stage == 3:

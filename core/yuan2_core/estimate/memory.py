@@ -118,7 +118,7 @@ def _weights(run: Run) -> float:
 def _gradients(run: Run) -> float:
     """Without ZeRO, DeepSpeed adds bf16 gradients up in an fp32 copy."""
     summed_apart = run.stage == 0 and run.value_bytes == 2
-    return run.trainable * (run.value_bytes + (4 if summed_apart else 0)) / run.shards
+    return run.trainable * (run.summed_bytes + (4 if summed_apart else 0)) / run.shards
 
 
 def _optimizer(run: Run) -> float:
@@ -141,7 +141,7 @@ def _buckets(run: Run) -> float:
     if run.stage == 0:
         return 0.0
     returned = min(BUCKET, run.trainable) if run.stage == 2 else 0.0
-    return (BUCKET + returned) * run.value_bytes
+    return BUCKET * run.summed_bytes + returned * run.value_bytes
 
 
 def _activations(run: Run) -> float:

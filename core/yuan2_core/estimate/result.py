@@ -102,6 +102,7 @@ def run_for_spec(
         checkpointing=training.gradient_checkpointing,
         checkpointing_every=training.gradient_checkpointing_every,
         value_bytes=2 if training.precision == "bf16" else 4,
+        gradient_bytes=4 if training.fp32_gradients else None,
         max_steps=training.max_steps,
         data=data,
         **targets,

@@ -177,6 +177,7 @@ class Run:
         checkpointing, checkpointing_every: whether layers are computed again in the backward pass, and one of
             how many.
         value_bytes: bytes of a weight or an activation, 2 for bf16 and 4 for fp32.
+        gradient_bytes: bytes of a gradient on its way between ranks and in sums; None: as a weight.
         max_steps: optimizer steps, instead of the epochs of `data`.
         data: None when it is not known.
         software: who computes.
@@ -200,6 +201,7 @@ class Run:
     checkpointing: bool = True
     checkpointing_every: int = 1
     value_bytes: Literal[2, 4] = 2
+    gradient_bytes: Literal[2, 4] | None = None
     max_steps: int | None = None
     data: Data | None = None
     software: Software = field(default=OURS)
@@ -224,6 +226,11 @@ class Run:
         if self.method == "full":
             return self.shape.parameters
         return self.shape.adapter(self.lora_rank, self.lora_targets)
+
+    @property
+    def summed_bytes(self) -> int:
+        """Bytes of a gradient on its way between ranks and in sums over micro batches."""
+        return self.gradient_bytes or self.value_bytes
 
     @property
     def zero_3(self) -> Zero3Limits:

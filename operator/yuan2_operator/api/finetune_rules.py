@@ -102,6 +102,10 @@ SPEC = rules(
         conflicts.NOT_CHECKPOINTED,
     ),
     (f"!(({_DORA}) && {_STAGE} == 3)", conflicts.DORA_STAGE_3),
+    (
+        f"!self.training.fp32Gradients || self.training.precision == 'fp32' || {_STAGE} >= 2",
+        conflicts.FP32_GRADIENTS,
+    ),
     (f"self.deepspeed.offload != 'parameters' || {_STAGE} == 3", conflicts.OFFLOAD_PARAMETERS),
     (f"self.deepspeed.offload != 'optimizer' || {_STAGE} >= 2", conflicts.OFFLOAD_OPTIMIZER),
     (f"!{_JUDGED} || {_HELD_OUT}", conflicts.NOTHING_HELD_OUT),

@@ -115,6 +115,7 @@ FULL_FINETUNE_SPEC: dict[str, Any] = {
         "gradientCheckpointingEvery": 2,
         "tf32": False,
         "precision": "fp32",
+        "fp32Gradients": True,
         "seed": 0,
     },
     "deepspeed": {
@@ -391,6 +392,10 @@ BAD_FINETUNES = {
     "checkpointing of no layer": (
         {"training": {"gradientCheckpointing": False, "gradientCheckpointingEvery": 2}},
         "gradientCheckpointing is false, no layer is computed again",
+    ),
+    "fp32 gradients without ZeRO": (
+        {"training": {"fp32Gradients": True}, "deepspeed": {"stage": 0}},
+        "without ZeRO, DeepSpeed adds bf16 gradients up in bf16; set deepspeed.stage to 2",
     ),
     "offload of parameters without stage 3": (
         {"deepspeed": {"offload": "parameters"}},

@@ -40,6 +40,7 @@ def only(found: TrainJob) -> str:
             {"gradient_checkpointing": False, "gradient_checkpointing_every": 2},
             "gradientCheckpointing is false",
         ),
+        ({"fp32_gradients": True, "precision": "bf16", "stage": 0}, "set deepspeed.stage to 2, or training."),
         ({"deepspeed": {"offload": "parameters"}}, "only with ZeRO-3, which 51B and 102B have by default"),
         ({"deepspeed": {"offload": "optimizer"}, "stage": 0}, "without ZeRO there is no optimizer state"),
         ({"held_out": {"eval_path": "/e", "eval_fraction": 0.1}}, "evalFraction and evalSource exclude"),

@@ -187,6 +187,14 @@ def test_small_matrices_of_an_adapter_are_never_cut() -> None:
     assert cut == pytest.approx(2 * (large.trainable / 8 - small.trainable))
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fp32_gradients_take_twice_the_bytes(stage: int) -> None:
+    job = run(stage=stage)
+    plain, wide = gpu_memory(job), gpu_memory(replace(job, gradient_bytes=4))
+    assert wide.gradients == 2 * plain.gradients
+    assert wide.buckets - plain.buckets == pytest.approx(2 * BUCKET)
+
+
 @pytest.mark.torch
 def test_a_layer_of_ours_saves_what_the_estimate_counts() -> None:
     """Saved tensors of one layer in bf16, in hidden states a token; the rest of the count is backward's."""

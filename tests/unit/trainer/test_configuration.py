@@ -95,6 +95,15 @@ def test_fp32_accumulation_is_asked_for_only_where_deepspeed_wants_it() -> None:
     assert "data_types" not in engine_config(published(2), True)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fp32_gradients_are_sent_and_summed_in_fp32(stage: int) -> None:
+    config = engine_config(published(stage, fp32_gradients=True))
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["communication_data_type"] == "fp32"
+    in_fp32 = engine_config(published(stage, fp32_gradients=True, precision="fp32"))
+    assert "data_types" not in in_fp32
+
+
 def test_norms_and_biases_do_not_decay() -> None:
     import torch
 

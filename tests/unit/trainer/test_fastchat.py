@@ -387,6 +387,25 @@ def test_a_file_that_agrees_or_says_auto_is_taken() -> None:
     assert "ZeRO-1 is trained as ZeRO-2" in one.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("section", "wanted"),
+    [
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, True),
+        ({"communication_data_type": "fp32"}, True),
+        ({"data_types": {"grad_accum_dtype": "auto"}, "communication_data_type": "bf16"}, False),
+    ],
+)
+def test_a_file_may_ask_for_gradients_in_fp32(section: dict[str, Any], wanted: bool) -> None:
+    zero = zero_settings({"zero_optimization": {"stage": 2}, **section})
+    assert zero.fp32_gradients is wanted
+    assert (zero.overrides, zero.notes) == ({}, [])
+
+
+def test_a_file_that_asks_for_gradients_in_fp16_is_refused() -> None:
+    with pytest.raises(JobError, match=r'grad_accum_dtype is "fp16"; give fp32, or leave it out'):
+        zero_settings({"data_types": {"grad_accum_dtype": "fp16"}})
+
+
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     for content, message in ((None, "No such file"), ("{", "is not JSON"), ("[]", "is no JSON object")):
         path = tmp_path / "zero.json"

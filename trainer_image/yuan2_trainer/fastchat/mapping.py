@@ -101,7 +101,7 @@ def map_flags(given: Mapping[str, Any], zero: ZeroSettings, launch: Launch) -> M
             path=_absolute(flags["data_path"]), eval_path=_eval_path(given, flags, notes)
         ),
         method=method,
-        training=_training(flags, notes),
+        training=_training(flags, zero, notes),
         stage=zero.stage,
         deepspeed=DeepSpeed(
             stage=zero.stage,
@@ -134,7 +134,7 @@ def loss_mode(flags: Mapping[str, Any]) -> LossMode:
     raise JobError(f"exactly one of {names} must be True, found {found}; set one of them")
 
 
-def _training(flags: Mapping[str, Any], notes: list[str]) -> Training:
+def _training(flags: Mapping[str, Any], zero: ZeroSettings, notes: list[str]) -> Training:
     schedule, warmup = _schedule(flags, notes)
     limited = flags["max_steps"] > 0
     fields = {
@@ -148,6 +148,7 @@ def _training(flags: Mapping[str, Any], notes: list[str]) -> Training:
         "micro_batch_size": flags["per_device_train_batch_size"],
         "schedule": schedule,
         "precision": "bf16" if flags["bf16"] else "fp32",
+        "fp32_gradients": zero.fp32_gradients,
     }
     return _checked(Training, fields)
 

@@ -34,6 +34,8 @@ _READ: Final = (
     "scheduler",
     "zero_optimization",
     "flops_profiler",
+    "data_types",
+    "communication_data_type",
 )
 """Sections and keys that flags must agree with, or that have a part of their own below."""
 _GATHERED: Final = (
@@ -50,6 +52,7 @@ class ZeroSettings:
     """FastChat's script trains without ZeRO when there is no file."""
     offload: Offload = "none"
     flops_profiler: bool = False
+    fp32_gradients: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
     """What it wants otherwise than the trainer does by itself."""
     notes: list[str] = field(default_factory=list)
@@ -99,7 +102,7 @@ def map_zero_file(path: str, config: Mapping[str, Any], flags: Mapping[str, Any]
     wanted = _differing(profiler, FLOPS_PROFILER)
     if profiling and wanted:
         overrides["flops_profiler"] = wanted
-    return ZeroSettings(stage, offload, profiling, overrides, notes)
+    return ZeroSettings(stage, offload, profiling, _fp32_gradients(path, config), overrides, notes)
 
 
 def _contradictions(config: Mapping[str, Any], flags: Mapping[str, Any], ranks: int) -> Iterator[str]:
@@ -163,6 +166,18 @@ def _offload(path: str, zero: Mapping[str, Any], stage: int, notes: list[str]) -
     if parameters:
         return "parameters"
     return "optimizer" if optimizer else "none"
+
+
+def _fp32_gradients(path: str, config: Mapping[str, Any]) -> bool:
+    """Whether gradients are summed in fp32: over micro batches or over ranks, which is one field here."""
+    wanted = {
+        "data_types.grad_accum_dtype": _section(config, "data_types").get("grad_accum_dtype"),
+        "communication_data_type": config.get("communication_data_type"),
+    }
+    for key, found in wanted.items():
+        if found not in (None, AUTO, "fp32", "bf16", "bfp16"):
+            raise JobError(f"--deepspeed {path}: {key} is {json.dumps(found)}; give fp32, or leave it out")
+    return "fp32" in wanted.values()
 
 
 def _overrides(path: str, config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -102,6 +102,9 @@ def engine_config(
     }
     if job.stage == 0 and training.precision == "bf16" and own_bf16_wrapper:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if training.fp32_gradients and training.precision == "bf16":
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
     if wanted.flops_profiler:
         config["flops_profiler"] = FLOPS_PROFILER
     return merged(config, wanted.overrides)
