@@ -185,6 +185,12 @@ class Client:
                 return items
             params = {**params, "continue": token}
 
+    async def any_of(self, resource: Resource, namespace: str | None, selector: str) -> bool:
+        """Whether there is an object that `selector` (labels) takes."""
+        params = {"limit": "1", **({"labelSelector": selector} if selector else {})}
+        page = await self._object(Call("GET", "list", resource, resource.path(namespace), params))
+        return bool(page.get("items"))
+
     async def apply(self, manifest: Object, *, force: bool) -> Object:
         """Server-side apply; without `force`, `Conflict` when somebody else set one of the fields
         differently."""

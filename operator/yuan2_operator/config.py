@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
     lease_namespace: str = ""
     """Namespace of the Lease by which one of several replicas works; empty for a single one without Lease."""
+    metrics_label: str = ""
+    """Label of Yuan2FineTunes by whose value GPU time is told apart, such as a team or a cost centre."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level that is logged."""
     log_format: Literal["text", "json"] = "text"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import sys
-from datetime import datetime, timezone
 
 import kopf
 from pydantic import ValidationError
@@ -16,25 +14,9 @@ from yuan2_operator import health
 from yuan2_operator.config import Settings
 from yuan2_operator.handlers import build_registry, kopf_settings, login
 from yuan2_operator.handlers.machine import Machine
+from yuan2_operator.logs import JsonFormatter
 
 logger = logging.getLogger("yuan2_operator")
-
-
-class JsonFormatter(logging.Formatter):
-    """A JSON object a line, for log collectors."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record."""
-        moment = datetime.fromtimestamp(record.created, timezone.utc)
-        entry = {
-            "time": moment.isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
 
 
 def configure_logging(settings: Settings) -> None:

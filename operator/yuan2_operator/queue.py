@@ -11,6 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from yuan2_operator.logs import about
+
 logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 0.05
@@ -113,7 +115,8 @@ class WorkQueue:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             delay = backoff(failures, getattr(error, "retry_after", None))
             log = logger.warning if failures <= 1 or not _surprising(error) else logger.exception
-            log("%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay)
+            with about(kind=key.kind, namespace=key.namespace, name=key.name):
+                log("%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay)
             return delay
         self._failures.pop(key, None)
         return delay

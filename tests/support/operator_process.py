@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,37 @@ class Operator:
         """What it has logged."""
         return self.log.read_text() if self.log.exists() else ""
 
+    def ask(self, path: str) -> str:
+        """The answer of its HTTP server."""
+        port = re.findall(r"health and metrics on .*?0\.0\.0\.0:(\d+)", self.text())[-1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return str(response.read().decode())
+
     def api_requests(self) -> dict[tuple[str, str], int]:
         """Requests to the API server so far, by verb and resource; watches are not counted."""
-        port = re.findall(r"health and metrics on .*?0\.0\.0\.0:(\d+)", self.text())[-1]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
-            text = response.read().decode()
+        text = self.ask("/metrics")
         pattern = re.compile(
             r'^yuan2_operator_api_requests_total\{resource="(\S+?)",verb="(\S+?)"\} (\S+)$', re.MULTILINE
         )
         return {(verb, resource): int(float(count)) for resource, verb, count in pattern.findall(text)}
+
+
+@contextlib.contextmanager
+def instead_of(
+    operator: Operator, directory: Path, settings: Mapping[str, str], count: int = 1
+) -> Iterator[list[Operator]]:
+    """Operators of other settings run instead of this one, which runs again afterwards."""
+    operator.kill()
+    made = [
+        replace(operator, log=directory / f"{number}.log", settings={**QUICK, **settings}, process=None)
+        for number in range(count)
+    ]
+    try:
+        with contextlib.ExitStack() as stack:
+            for one in made:
+                stack.enter_context(one.running())
+            yield made
+            logs = [one.text() for one in made]
+        assert not any("Traceback" in log for log in logs), "\n".join(logs)[-5000:]
+    finally:
+        operator.start()

@@ -74,6 +74,7 @@ def _watch(registry: kopf.OperatorRegistry, machine: Machine, resource: Resource
 
     @kopf.on.event(*kopf_selector(resource), id=f"{resource.plural}-seen", registry=registry)
     async def seen(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
+        machine.saw_an_event()
         source = source_of(resource, body)
         if source is None:
             return

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+from prometheus_client import REGISTRY
 
 from yuan2_operator.apply import Applier
 from yuan2_operator.cache import Cache
@@ -25,8 +26,9 @@ from yuan2_operator.client import (
 )
 from yuan2_operator.config import Settings
 from yuan2_operator.constants import FIELD_MANAGER
+from yuan2_operator.handlers.fleet import Fleet
 from yuan2_operator.handlers.leadership import Leadership
-from yuan2_operator.handlers.watched import CHILD_SELECTOR, OWNERS, WATCHED
+from yuan2_operator.handlers.watched import CHILD_SELECTOR, CHILDREN, OWNERS, WATCHED
 from yuan2_operator.metrics import QUEUE_LENGTH
 from yuan2_operator.observe import Observer, goes_through_proxy
 from yuan2_operator.queue import Key, WorkQueue
@@ -37,6 +39,7 @@ from yuan2_operator.reconcile.polling import Poller
 logger = logging.getLogger(__name__)
 
 RESYNCS_BETWEEN_AUDITS = 6
+AGAIN_SECONDS = 1.0
 LONGEST_PASS_SECONDS = 180.0
 """A pass that takes longer hangs: every request in it has a time limit."""
 
@@ -56,6 +59,8 @@ class Machine:
         self._leadership: Leadership | None = None
         self._started = asyncio.Event()
         self._leads = asyncio.Event()
+        self._filled = False
+        REGISTRY.register(Fleet(lambda: self._cache, lambda: self._poller.words() if self._poller else ()))
         QUEUE_LENGTH.set_function(lambda: len(self.queue))
 
     @property
@@ -74,8 +79,8 @@ class Machine:
 
     @property
     def ready(self) -> bool:
-        """Watches run."""
-        return self._cache is not None
+        """The caches are filled: kopf hands out no event before all its first lists are indexed."""
+        return self._filled
 
     @property
     def healthy(self) -> bool:
@@ -115,6 +120,7 @@ class Machine:
             *self.queue.start(after=self._leads),
             asyncio.create_task(self._resync(), name="resync"),
             asyncio.create_task(self._lead(), name="leadership"),
+            asyncio.create_task(self._look_for_anything(), name="first look"),
         ]
         try:
             await asyncio.gather(*tasks)
@@ -133,6 +139,30 @@ class Machine:
         body = self.cache.itself(YUAN_SERVICES.plural, service)
         model = body["spec"]["model"] if body is not None else {}
         return bool((model.get("fineTuneRef") or {}).get("name") == finetune)
+
+    def saw_an_event(self) -> None:
+        """kopf has handed out an event."""
+        self._filled = True
+
+    async def _look_for_anything(self) -> None:
+        """Without any object there is no event to wait for, and the empty caches are all there is."""
+        await self._started.wait()
+        while not self._filled:
+            try:
+                if await self._anything():
+                    return
+                self._filled = True
+            except ApiError as error:  # noqa: PERF203 - it is asked once, and again only after an error
+                logger.warning("what there is cannot be listed: %s", error)
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _anything(self) -> bool:
+        selectors = {**dict.fromkeys(OWNERS, ""), **dict.fromkeys(CHILDREN, CHILD_SELECTOR)}
+        for resource, labels in selectors.items():
+            for namespace in self.settings.watch_namespaces or (None,):
+                if await self.client.any_of(resource, namespace, labels):
+                    return True
+        return False
 
     async def _lead(self) -> None:
         """Let the workers begin: at once, or when this replica holds the Lease."""

@@ -71,7 +71,6 @@ def finetune_manifests(plan: FineTunePlan) -> list[Manifest]:
 
 def network_service(owner: Owner) -> Manifest:
     """The headless Service that gives pods their names; a rank finds rank 0 before that one is ready."""
-    ports = ((RENDEZVOUS_PORT_NAME, PORT_RENDEZVOUS), (PROGRESS_PORT_NAME, PORT_PROGRESS))
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -80,7 +79,10 @@ def network_service(owner: Owner) -> Manifest:
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": selector_labels(owner, COMPONENT_TRAINER),
-            "ports": [{"name": name, "port": port, "targetPort": name} for name, port in ports],
+            # Not the port of the progress: only rank 0 listens there, the others would be dead targets.
+            "ports": [
+                {"name": RENDEZVOUS_PORT_NAME, "port": PORT_RENDEZVOUS, "targetPort": RENDEZVOUS_PORT_NAME}
+            ],
         },
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from yuan2_operator.constants import KIND_FINETUNE, KIND_SERVICE
+from yuan2_operator.logs import about
 from yuan2_operator.metrics import RECONCILE_SECONDS, RECONCILES
 from yuan2_operator.queue import Key
 from yuan2_operator.reconcile.context import Context
@@ -25,7 +26,8 @@ class Reconciler:
         """One pass; gives the seconds after which the next one is wanted, or None."""
         began, result = time.monotonic(), "error"
         try:
-            delay = await self._by_kind[key.kind](key)
+            with about(kind=key.kind, namespace=key.namespace, name=key.name):
+                delay = await self._by_kind[key.kind](key)
             result = "ok"
             return delay
         finally:

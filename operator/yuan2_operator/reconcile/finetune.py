@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -21,6 +22,7 @@ from yuan2_operator.client import (
     Invalid,
 )
 from yuan2_operator.constants import CONDITION_ACCEPTED, KIND_FINETUNE, Reason
+from yuan2_operator.logs import note_attempt
 from yuan2_operator.manifests.finetune import finetune_manifests
 from yuan2_operator.plan.capacity import demand
 from yuan2_operator.plan.estimate import PreparedData, acceptance, estimate_of, status_estimate
@@ -30,6 +32,7 @@ from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.references import Rejection
 from yuan2_operator.plan.scheduling import gives_place_back, in_kueue, workload_name
 from yuan2_operator.queue import Key
+from yuan2_operator.reconcile.accounting import GpuMeter, count_endings, pods_held
 from yuan2_operator.reconcile.context import Context
 from yuan2_operator.reconcile.polling import Target, Word
 from yuan2_operator.reconcile.refusal import read_final_status, read_spec
@@ -56,6 +59,7 @@ class Subject:
     """When it was made, as the API has it: the older of two runs goes first."""
     unknown: str | None
     """What the spec has that this operator does not know: no attempt begins with it."""
+    labels: Mapping[str, str]
     prior: FineTuneStatus
     before: Object
     """The prior status as the API has it."""
@@ -86,12 +90,14 @@ class FineTuneReconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._written: dict[Key, Written] = {}
+        self._meter = GpuMeter(context.settings.metrics_label)
 
     async def reconcile(self, key: Key) -> float | None:
         """Observe, decide, apply, write the status, tell, clean up; gives the seconds to the next look."""
         body = self._context.cache.itself(FINETUNES.plural, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             # Its children go with it: the garbage collector follows their owner references.
+            self._meter.read(key, {}, 0, self._context.clock())
             self._written.pop(key, None)
             self._context.poller.drop(key)
             return None
@@ -111,6 +117,7 @@ class FineTuneReconciler:
                 reading.spec,
                 body["metadata"].get("creationTimestamp", ""),
                 reading.unknown,
+                body["metadata"].get("labels", {}),
                 prior,
                 prior.to_api(),
                 now,
@@ -119,6 +126,9 @@ class FineTuneReconciler:
 
     async def _pass(self, key: Key, subject: Subject) -> float | None:
         world = await self._observe(subject)
+        note_attempt(read_ledger(subject.prior).number)
+        gpus = pods_held(world) * (subject.spec.workers.gpus_per_worker or 0)
+        self._meter.read(key, subject.labels, gpus, subject.now)
         word = self._hear(key, subject, world)
         progress, attempt = word.progress, read_ledger(subject.prior).open
         subject = replace(subject, prepared=PreparedData.known(subject.prior, progress))
@@ -268,6 +278,7 @@ class FineTuneReconciler:
             )
         await self._context.write_status(FINETUNES, subject.owner, subject.before, status.to_api())
         self._written[key] = Written(status.step or 0, subject.now)
+        count_endings(subject.owner.namespace, prior.attempts, status.attempts)
         attempts = attempt_events(prior.attempts, status.attempts)
         await self._context.tell(
             subject.owner, [*attempts, *condition_events(prior.conditions, status.conditions)]

@@ -101,6 +101,14 @@ class Poller:
             known.task = asyncio.create_task(self._follow(key, known), name=f"progress of {key}")
         return Word(silence=known.complaint) if known.silent else Word(known.progress)
 
+    def words(self) -> list[tuple[Key, Progress]]:
+        """What the pods that answer have last said, by run."""
+        return [
+            (key, known.progress)
+            for key, known in self._followed.items()
+            if known.progress is not None and not known.silent
+        ]
+
     def drop(self, key: Key) -> None:
         """Ask no pod of this run any more."""
         known = self._followed.pop(key, None)

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from yuan2_operator.client import FINETUNES, JOBS, PODS
 from yuan2_operator.config import Settings
 from yuan2_operator.handlers import CHILD_SELECTOR, index_entry, kopf_settings, source_of
+from yuan2_operator.logs import JsonFormatter, about, note_attempt
 from yuan2_operator.observe import goes_through_proxy
-from yuan2_operator.program import JsonFormatter
 from yuan2_operator.queue import Key
 
 ROOT = Path(__file__).parents[3]
@@ -84,3 +84,15 @@ def test_log_lines_can_be_json():
 
 def test_the_operators_folder_is_no_package():
     assert not (ROOT / "operator" / "__init__.py").exists()
+
+
+def test_json_lines_say_which_resource_and_attempt_they_are_about():
+    record = logging.LogRecord("yuan2", logging.INFO, "f", 1, "done", (), None)
+    with about(kind="Yuan2FineTune", namespace="demo", name="alpaca"):
+        note_attempt(3)
+        entry = json.loads(JsonFormatter().format(record))
+        with about(name="other"):
+            inner = json.loads(JsonFormatter().format(record))
+    assert (entry["namespace"], entry["name"], entry["attempt"]) == ("demo", "alpaca", 3)
+    assert inner["name"] == "other"
+    assert "name" not in json.loads(JsonFormatter().format(record))
