@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -27,3 +28,18 @@ def test_the_wheel_is_the_plugin_alone(tmp_path: Path) -> None:
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"yuan2_vllm"}
     assert "yuan2_vllm/chat_template.jinja" in names
+
+
+def test_the_image_tells_vllm_of_the_plugin_without_installing_it(tmp_path: Path) -> None:
+    """The line of Dockerfile.serve; the directory is on PYTHONPATH there."""
+    source = tmp_path / "server_image"
+    shutil.copytree(ROOT / "server_image", source, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    line = "python3 -c 'import setuptools; setuptools.setup()' -q egg_info"
+    assert line in (ROOT / "Dockerfile.serve").read_text("utf-8")
+    own = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(line, shell=True, cwd=source, env={"PATH": own}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (found,) = distributions(path=[str(source)])
+    assert [(point.group, point.value) for point in found.entry_points] == [
+        ("vllm.general_plugins", "yuan2_vllm:register")
+    ]

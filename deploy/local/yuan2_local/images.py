@@ -69,7 +69,7 @@ IMAGES: dict[str, Image] = {
             whole_tree=False,
         ),
         _program("train", ("core", "trainer_image"), ("train", "compat"), "base"),
-        _program("serve", ("core", "server_image"), ("serve", "compat"), "base"),
+        _program("serve", ("core", "server_image"), ("serve", "compat", "vllm"), "base"),
         _program("operator", ("core/yuan2_core", "operator"), ("operator",), "python"),
     )
 }

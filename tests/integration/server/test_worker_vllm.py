@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx
 import openai
@@ -11,8 +12,9 @@ import pytest
 
 from tests.integration.server.conftest import Service
 from tests.integration.server.test_worker_protocol import stream
-from tests.support.serving import read_termination, serve_job
+from tests.support.serving import EAGER_VLLM, Program, Stack, read_termination, serve_job
 from tests.support.waiting import wait_for
+from tests.vllm.reference import adapter
 
 pytestmark = pytest.mark.vllm
 QUESTION = {"model": "yuan2", "messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0}
@@ -30,26 +32,61 @@ def queue_length(service: Service) -> int:
     return int(httpx.post(service.worker.url + "/worker_get_status").json()["queue_length"])
 
 
-def test_both_engines_answer_alike_token_for_token(vllm_service: Service) -> None:
-    """Greedily and in fp32, with penalties too: ids, texts and log-probabilities."""
-    job = serve_job(vllm_service.model, vllm_service.controller.url, served_name="other")
-    builtin = vllm_service.stack.worker(job).ready()
+def assert_alike(service: Service, vllm: str, builtin: str) -> None:
+    """Greedily and in fp32, with penalties too: texts, tokens and log-probabilities."""
     for number, prompt in enumerate(PROMPTS):
         penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2}
         asked = {"prompt": prompt, "max_new_tokens": 24, "logprobs": 3, **(penalties if number % 2 else {})}
-        theirs = stream(vllm_service, **asked)[-1]
-        ours = stream(vllm_service, url=builtin.url, model="other", **asked)[-1]
-        assert theirs["text"] == ours["text"]
-        assert theirs["usage"] == ours["usage"]
+        theirs, ours = (stream(service, url=url, **asked)[-1] for url in (vllm, builtin))
+        assert (theirs["text"], theirs["usage"]) == (ours["text"], ours["usage"])
         assert theirs["logprobs"]["tokens"] == ours["logprobs"]["tokens"]
-        assert theirs["logprobs"]["token_logprobs"] == pytest.approx(
-            ours["logprobs"]["token_logprobs"], abs=1e-4
-        )
+        scores = ours["logprobs"]["token_logprobs"]
+        assert theirs["logprobs"]["token_logprobs"] == pytest.approx(scores, abs=1e-4)
         for left, right in zip(
             theirs["logprobs"]["top_logprobs"], ours["logprobs"]["top_logprobs"], strict=True
         ):
             assert left == pytest.approx(right, abs=1e-4)
-    assert builtin.terminate() == 0
+
+
+def test_both_engines_answer_alike_token_for_token(vllm_service: Service, stack: Stack) -> None:
+    job = serve_job(vllm_service.model, "http://127.0.0.1:9")
+    builtin = stack.worker(job)
+    wait_for("a model", lambda: post_status(builtin) or builtin.probe("/nothing"), 120)
+    assert_alike(vllm_service, vllm_service.worker.url, builtin.url)
+
+
+def post_status(worker: Program) -> list[str]:
+    """The models that a worker has, which no controller needs to know."""
+    try:
+        found: list[str] = httpx.post(worker.url + "/worker_get_status").json()["model_names"]
+    except httpx.TransportError:
+        return []
+    return found
+
+
+def test_a_worker_with_an_adapter_answers_as_merged_and_finishes_when_it_is_asked_to_leave(
+    vllm_service: Service, stack: Stack, tmp_path: Path
+) -> None:
+    adapter(str(tmp_path / "adapter"), str(vllm_service.model), rank=4, seed=3)
+    controller = stack.controller()
+    common = {"adapter_path": str(tmp_path / "adapter")}
+    job = serve_job(vllm_service.model, controller.url, vllm=EAGER_VLLM).model_copy(update=common)
+    worker = stack.worker(job)
+    bare = serve_job(vllm_service.model, "http://127.0.0.1:9").model_copy(update=common)
+    builtin, api = stack.worker(bare), stack.api(job)
+    controller.ready("/test_connection")
+    wait_for("a model", lambda: post_status(builtin) or builtin.probe("/nothing"), 120)
+    worker.ready()
+    assert_alike(vllm_service, worker.url, builtin.url)
+    plain = stream(vllm_service, max_new_tokens=24)[-1]["text"]
+    assert stream(vllm_service, url=worker.url, max_new_tokens=24)[-1]["text"] != plain
+
+    client = vllm_service.client(api.ready())
+    answers = iter(client.chat.completions.create(**QUESTION, stream=True, max_tokens=300))
+    next(chunk for chunk in answers if chunk.choices[0].delta.content)
+    worker.process.terminate()
+    assert [chunk.choices[0].finish_reason for chunk in answers][-1] == "length"
+    assert worker.process.wait(60) == 0
 
 
 def test_a_seed_repeats_an_answer_and_another_one_does_not(vllm_service: Service) -> None:
@@ -84,21 +121,25 @@ def test_more_requests_than_the_limit_are_429(vllm_service: Service) -> None:
         answers.close()
 
 
-def test_a_worker_that_is_asked_to_leave_finishes_its_answers(vllm_service: Service) -> None:
-    """It does not come back, so another one is started for it; that one hears SIGTERM while it loads, too."""
-    loading = vllm_service.stack.worker(vllm_service.job).ready("/healthz")
+def test_a_worker_that_is_asked_to_leave_while_vllm_loads_ends(vllm_service: Service, stack: Stack) -> None:
+    loading = stack.worker(vllm_service.job)
+    wait_for("processes of vLLM", lambda: loading.probe("/healthz") and cores(loading), 120)
     assert httpx.get(loading.url + "/readyz").status_code == 503
+    started = psutil.Process(loading.process.pid).children(recursive=True)
     assert loading.terminate(60) == 0
+    assert not psutil.wait_procs(started, timeout=30)[1]
+
+
+def cores(worker: Program) -> list[psutil.Process]:
+    """vLLM's engine core, the child of a worker beside Python's own."""
+    children = psutil.Process(worker.process.pid).children()
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
 def test_an_engine_core_that_dies_fails_liveness_with_the_reason(vllm_service: Service) -> None:
     """The last test: nobody answers after it."""
     worker = vllm_service.worker
-    [core] = [
-        child
-        for child in psutil.Process(worker.process.pid).children()
-        if "resource_tracker" not in " ".join(child.cmdline())
-    ]
+    [core] = cores(worker)
     core.kill()
     wait_for("a liveness that fails", lambda: httpx.get(worker.url + "/healthz").status_code == 503, 30)
     assert "engine core has died" in httpx.get(worker.url + "/healthz").text
