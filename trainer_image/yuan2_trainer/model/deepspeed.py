@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yuan2_core.contract import TrainJob
@@ -16,11 +15,13 @@ from yuan2_core.estimate import Shape
 from yuan2_core.presets import PRESETS
 from yuan2_core.sections import Offload
 from yuan2_core.zero_limits import zero_3_limits
-from yuan2_model import check_model_directory
+from yuan2_model.dimensions import Dimensions
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    from yuan2_model import Yuan2ForCausalLM
 
 ZERO_2: dict[str, Any] = {
     "stage": 2,
@@ -194,23 +195,22 @@ def _fused_on_cpu() -> bool:
     return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
-def job_config(job: TrainJob) -> dict[str, Any]:
-    """`engine_config` of a job, for the DeepSpeed that is installed."""
+def job_config(job: TrainJob, dimensions: Dimensions) -> dict[str, Any]:
+    """`engine_config` of a job and its model, for the DeepSpeed that is installed."""
     from deepspeed.runtime import engine as engine_module
 
     own_wrapper = not hasattr(engine_module, "DDP_BFLOAT16")
-    shape = Shape.of(check_model_directory(Path(job.model.path)).dimensions)
-    return engine_config(job, own_wrapper, shape)
+    return engine_config(job, own_wrapper, Shape.of(dimensions))
 
 
-def build_engine(model: nn.Module, job: TrainJob) -> Any:
+def build_engine(model: Yuan2ForCausalLM, job: TrainJob) -> Any:
     """`deepspeed.initialize` for a loaded model; the process group exists already."""
     import deepspeed
 
     optimizer = build_optimizer(model, job)
-    engine = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=job_config(job), dist_init_required=False
-    )[0]
+    config = job_config(job, model.config.dimensions())
+    made = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    engine = made[0]
     if job.deepspeed.flops_profiler:
         engine.module.register_forward_pre_hook(_start_profilers_clock)
     return engine

@@ -31,7 +31,9 @@ def load_for_training(job: TrainJob) -> Yuan2ForCausalLM:
         # Quantised where it stays: what moves later is a quarter of the size.
         model = load_quantised(Path(job.model.path), torch.device(job.launch.device))
     elif job.stage == 3:
-        model = load_partitioned(Path(job.model.path), job_config(job))
+        directory = Path(job.model.path)
+        dimensions = check_model_directory(directory).dimensions
+        model = load_partitioned(directory, job_config(job, dimensions))
     else:
         model = _load_whole(job)
     if adapter is not None:
