@@ -500,3 +500,6 @@ def test_a_job_is_read_as_failing_before_its_pods_have_ended():
     assert (facts.pods, facts.deleting) == (4, True)
     assert facts.finishing
     assert not facts.complete
+    ended = [{"type": "Failed", "status": "True", "message": "limit"}]
+    other = read_job({"metadata": {"name": "x-8"}, "status": {"conditions": ended}})
+    assert (other.failing, other.failure, other.restarts) == (True, "limit", 0)

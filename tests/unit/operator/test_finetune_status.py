@@ -115,6 +115,7 @@ def test_progress_is_what_rank_0_says():
     status = status_of(progress=progress_of("alpaca", step=40, total=200, last_checkpoint_step=30))
     assert (status.progress, status.step, status.total_steps, status.eta) == ("40/200", 40, 200, "2m")
     assert (status.loss, status.tokens_per_second, status.last_checkpoint_step) == (1.6, 1234.6, 30)
+    assert status.learning_rate == 2e-5
 
 
 def test_what_the_trainer_measures_stands_in_the_status():
@@ -414,6 +415,8 @@ def test_the_same_event_has_the_same_name():
     first, again = (event_manifest(owner, event, START, "op") for _ in range(2))
     assert first["metadata"]["name"] == again["metadata"]["name"]
     assert len(first["note"]) <= 1024
+    assert (first["reason"], first["reportingInstance"]) == (event.reason, "op")
+    assert first["eventTime"] == "2026-01-01T00:00:00.000000Z"
     assert first["regarding"] == {
         "apiVersion": "yuan2.dev/v1alpha1",
         "kind": KIND_FINETUNE,

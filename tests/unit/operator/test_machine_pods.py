@@ -175,7 +175,9 @@ def test_a_container_that_keeps_crashing_tells_its_last_end():
     found = diagnose(with_state(state, entry=last))
     assert found is not None
     assert (found.reason, "no tensor" in found.message) == ("InvalidModel", True)
-    assert diagnose(with_state(state)) is not None
+    silent = diagnose(with_state(state))
+    assert silent is not None
+    assert silent.reason == Reason.CRASH_LOOP
 
 
 @pytest.mark.parametrize(
@@ -262,6 +264,9 @@ def test_facts_of_a_running_pod():
     assert (facts.index, facts.attempt, facts.running, facts.ip) == (1, 1, True, "10.0.0.1")
     assert facts.started == NOW + timedelta(seconds=7)
     assert not facts.terminal
+    assert facts.created == NOW
+    over = {"terminated": {"exitCode": 0, "startedAt": "2026-01-01T00:00:09Z"}}
+    assert read_pod(with_state(over, "Succeeded")).started == NOW + timedelta(seconds=9)
 
 
 def test_a_pod_far_past_its_deletion_deadline_is_lost():
