@@ -15,6 +15,7 @@ from yuan2_core.sections import DeepSpeed, LoRA, Method
 MethodName = Literal["full", "lora", "qlora"]
 
 ONE_METHOD: Final = "method: set exactly one of full, lora and qlora, for example `full: {}`"
+ONE_OBJECTIVE: Final = "objective: set at most one of sft, dpo, orpo and kto"
 NO_ADAPTER: Final = (
     "output.mergeAdapter: method.full trains no adapter; leave mergeAdapter out, or train with method.lora"
 )
@@ -139,7 +140,9 @@ def method_conflicts(job: TrainJob) -> Iterator[str]:
 
 def training_conflicts(job: TrainJob) -> Iterator[str]:
     """Between hyperparameters that say the same thing twice."""
-    training = job.training
+    training, objective = job.training, job.objective
+    if sum(value is not None for _, value in objective) > 1:
+        yield ONE_OBJECTIVE
     if training.epochs is not None and training.max_steps is not None:
         yield ONE_LENGTH
     if training.warmup_ratio is not None and training.warmup_steps is not None:

@@ -29,6 +29,7 @@ from yuan2_core.sections import (
     Fraction,
     Method,
     ModelSize,
+    Objective,
     PositiveInt,
     ServePrecision,
     Training,
@@ -106,6 +107,7 @@ class TrainJob(Contract):
     model: ModelLocation
     dataset: DatasetLocation
     method: Method
+    objective: Objective = Field(default_factory=Objective)
     training: Training
     stage: Literal[0, 2, 3]
     """ZeRO stage, resolved."""

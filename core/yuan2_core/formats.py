@@ -17,6 +17,7 @@ from yuan2_core.errors import DatasetError, MessageError
 from yuan2_core.json_records import BrokenRecord, read_records, reading
 from yuan2_core.layouts import READERS, detect, read_text
 from yuan2_core.messages import kind
+from yuan2_core.preferences import Preference, read_preference
 from yuan2_core.raw_text import Document
 from yuan2_core.sections import DataFile, DatasetFormat
 
@@ -47,7 +48,7 @@ TEXT_PIECE: Final = 1 << 20
 _ID_SHOWN: Final = 40
 """Characters of a record's `id` in a message."""
 
-Item = Conversation | Document
+Item = Conversation | Document | Preference
 """What a record holds."""
 
 
@@ -176,10 +177,10 @@ def read_dataset(
     for item in iterate_dataset(path, format):
         if isinstance(item, RecordError):
             errors.append(item)
-        elif isinstance(item, Document):
-            raise DatasetError(f"{item.source}: raw text, where conversations are wanted")
-        else:
+        elif isinstance(item, Conversation):
             conversations.append(item)
+        else:
+            raise DatasetError(f"{path}: raw text, where conversations are wanted")
     dataset = Dataset(conversations, errors, len(conversations) + len(errors))
     shown = [str(error) for error in errors[:ERRORS_SHOWN]]
     check_errors(path, dataset.total, len(errors), shown, max_invalid_fraction)
@@ -270,26 +271,27 @@ def _pieces(path: Path) -> Iterator[tuple[int, str]]:
         yield first, "".join(held)
 
 
-def convert(record: NumberedRecord) -> Item | RecordError:
-    """What a record holds, or what is wrong with it."""
+def convert(record: NumberedRecord, preferences: bool = False) -> Item | RecordError:
+    """What a record holds, or what is wrong with it; a `Preference` where those are asked for."""
     source, number, line, content, layout, _ = record
     if layout is not None:
-        return _convert(content, layout, source, number, line)
+        return _convert(content, "preference" if preferences else layout, record)
     if isinstance(content, BrokenRecord):
         return RecordError(source, number, None, content.problem)
     return RecordError(source, number, None, f"must be an object, not {kind(content)}", line)
 
 
-def _convert(
-    record: Mapping[str, Any], layout: str, source: str, number: int, line: int
-) -> Item | RecordError:
+def _convert(content: Mapping[str, Any], wanted: str, record: NumberedRecord) -> Item | RecordError:
+    source, number, line = record.source, record.number, record.line
     try:
-        if layout == "text":
-            return Document(read_text(record), source, number)
-        dialogue = READERS[layout](record)
+        if wanted == "preference":
+            return read_preference(content, str(record.layout))
+        if wanted == "text":
+            return Document(read_text(content), source, number)
+        dialogue = READERS[wanted](content)
         return Conversation.of_turns(dialogue.turns, dialogue.system, source=source, record=number)
     except MessageError as error:
-        name = record.get("id")
+        name = content.get("id")
         return RecordError(source, number, None if name is None else str(name)[:_ID_SHOWN], str(error), line)
 
 

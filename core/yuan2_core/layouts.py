@@ -22,6 +22,7 @@ from yuan2_core.messages import (
     check_text,
     kind,
     read_dialogue,
+    read_message,
 )
 
 ALPACA_PROMPT: Final = (
@@ -125,6 +126,38 @@ def read_belle(record: Mapping[str, Any]) -> Dialogue:
     return dialogue
 
 
+def read_trl(record: Mapping[str, Any]) -> Dialogue:
+    """TRL's `prompt` and `completion`, as text or as messages."""
+    dialogue = trl_prompt(field_of(record, "prompt"))
+    answer = answer_of(field_of(record, "completion"), "completion")
+    return Dialogue(dialogue.system, (*dialogue.turns, Turn(dialogue.question or "", answer)), None)
+
+
+def trl_prompt(prompt: Any) -> Dialogue:
+    """A prompt as text, or as messages of which the last one asks."""
+    if not isinstance(prompt, list):
+        return Dialogue(None, (), check_text(prompt, "prompt"))
+    dialogue = read_dialogue(
+        openai_messages({"prompt": prompt}, "prompt"), field="prompt", style=OPENAI_RECORD
+    )
+    if dialogue.question is None:
+        raise MessageError("prompt", "its last message must ask something")
+    return dialogue
+
+
+def answer_of(value: Any, field: str) -> str:
+    """One answer: text, a message in either style, or a list of one message."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        style = SHAREGPT if SHAREGPT.role in value else OPENAI_RECORD
+        message = read_message(_openai_message(value, field), field, style)
+        if message.role != "assistant":
+            raise MessageError(field, f"must be an answer, not a message of the {message.role}")
+        return message.content
+    return check_answer(check_text(value, field), field)
+
+
 def read_text(record: Mapping[str, Any]) -> str:
     """Raw text of a record: its `text` or `content`.
 
@@ -143,6 +176,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "openai": read_openai,
     "alpaca": read_alpaca,
     "belle": read_belle,
+    "trl": read_trl,
 }
 
 
@@ -155,6 +189,8 @@ def detect(record: Mapping[str, Any]) -> str | None:
     instruction = record.get("instruction")
     if "instruction" in record:
         return "belle" if isinstance(instruction, str) and _SPEAKER.match(instruction) else "alpaca"
+    if "prompt" in record or "chosen" in record:
+        return "trl"
     return "text" if "text" in record else None
 
 

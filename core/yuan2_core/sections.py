@@ -47,7 +47,7 @@ def _below(path: str) -> str:
 
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
-DatasetFormat = Literal["auto", "fastchat", "openai", "alpaca", "belle", "text"]
+DatasetFormat = Literal["auto", "fastchat", "openai", "alpaca", "belle", "trl", "text"]
 Schedule = Literal["cosine", "linear", "constant"]
 TrainPrecision = Annotated[
     Literal["bf16", "fp32"],
@@ -116,6 +116,62 @@ class Method(Contract):
     """Train low-rank matrices beside frozen weights."""
     qlora: QLoRA | None = None
     """The same beside 4-bit weights."""
+
+
+class SFT(Contract):
+    """Learn answers as they stand (supervised fine-tuning)."""
+
+
+class DPO(Contract):
+    """Prefer one of two answers, measured against the model that training starts from (arXiv 2305.18290)."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How far the model may move from the one it starts from: the higher, the less."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the pairs whose two answers may have been swapped (conservative DPO)."""
+
+
+class ORPO(Contract):
+    """Learn the preferred answer and the odds of it against the other, without a reference (arXiv
+    2403.07691)."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Weight of the odds beside the loss of the preferred answer (the paper's lambda)."""
+
+
+class KTO(Contract):
+    """Learn from single answers that are marked as desirable or not (arXiv 2402.01306)."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """As that of DPO."""
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of a desirable answer's loss."""
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of an undesirable one's."""
+
+
+class Objective(Contract):
+    """What is learned: at most one member is set; without one, `sft`."""
+
+    sft: SFT | None = None
+    """Answers as they stand."""
+    dpo: DPO | None = None
+    """Which of two answers is preferred, against the model that training starts from."""
+    orpo: ORPO | None = None
+    """The preferred answer, and its odds against the other one."""
+    kto: KTO | None = None
+    """Which single answers are desirable."""
+
+    @property
+    def settings(self) -> SFT | DPO | ORPO | KTO:
+        """The member that is set."""
+        return self.dpo or self.orpo or self.kto or SFT()
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of what a batch counts: two of a pair, and of a marked answer and the one beside it that
+        its reward is measured from."""
+        return 1 if isinstance(self.settings, SFT) else 2
 
 
 class Training(Contract):

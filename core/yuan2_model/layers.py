@@ -14,7 +14,7 @@ from yuan2_model.cache import LayerState, Yuan2Cache
 from yuan2_model.config import Yuan2Config
 from yuan2_model.dimensions import FILTER_TAPS
 from yuan2_model.layout import Forks, Layout
-from yuan2_model.loss import labelled_loss_sum
+from yuan2_model.loss import labelled_loss_sum, labelled_losses
 
 ROPE_BASE = 10000.0
 FILTER_NORM_EPS = 1e-6
@@ -295,8 +295,17 @@ class LanguageModelHead(nn.Linear):
     called, has them at hand.
     """
 
-    def forward(self, hidden_BTH: Tensor, next_BT: Tensor | None = None, chunk: int | None = None) -> Tensor:
-        """Logits [B, T, V]; or, given the label of what follows each position, the sum of the losses."""
+    def forward(
+        self,
+        hidden_BTH: Tensor,
+        next_BT: Tensor | None = None,
+        chunk: int | None = None,
+        each: bool = False,
+    ) -> Tensor:
+        """Logits [B, T, V]; or, given the label of what follows each position, the sum of the losses, or
+        each of them."""
+        if next_BT is not None and each:
+            return labelled_losses(hidden_BTH, self.weight, next_BT, chunk)
         if next_BT is not None:
             return labelled_loss_sum(hidden_BTH, self.weight, next_BT, chunk).total
         return super().forward(hidden_BTH)

@@ -40,6 +40,55 @@ def shifted_labels(labels_BT: Tensor, starts_S: Tensor | None = None) -> Tensor:
     return torch.cat((labels_BT[:, 1:], ends_B1), dim=1)
 
 
+def labelled_losses(
+    hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None
+) -> Tensor:
+    """Cross-entropy of each labelled position, [L] fp32 in their order; otherwise as `labelled_loss_sum`.
+
+    The gradient may differ from position to position, so logits are multiplied out again in the backward
+    pass, a chunk at a time.
+    """
+    flat_N = next_BT.flatten()
+    labelled_L = (flat_N != IGNORED).nonzero().flatten()
+    hidden_LH = hidden_BTH.flatten(0, 1).index_select(0, labelled_L).to(weight_VH.dtype)
+    if chunk is None:
+        chunk = max(1, _CHUNK_LOGITS // weight_VH.shape[0])
+    losses: Tensor = _LabelledLosses.apply(hidden_LH, weight_VH, flat_N[labelled_L], chunk)
+    return losses
+
+
+class _LabelledLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_LH: Tensor, weight_VH: Tensor, labels_L: Tensor, chunk: int) -> Tensor:
+        losses_L = torch.empty(len(labels_L), dtype=torch.float32, device=hidden_LH.device)
+        with torch.autocast(hidden_LH.device.type, enabled=False):
+            for start in range(0, hidden_LH.shape[0], chunk):
+                rows = slice(start, start + chunk)
+                losses_L[rows] = _losses_and_softmax(hidden_LH[rows] @ weight_VH.T, labels_L[rows, None])[0]
+        ctx.save_for_backward(hidden_LH, weight_VH, labels_L)
+        ctx.chunk = chunk
+        return losses_L
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_L: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_LH, weight_VH, labels_L = ctx.saved_tensors
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden_LH) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
+        with torch.autocast(hidden_LH.device.type, enabled=False):
+            for start in range(0, hidden_LH.shape[0], ctx.chunk):
+                rows = slice(start, start + ctx.chunk)
+                hidden_CH, labels_C1 = hidden_LH[rows], labels_L[rows, None]
+                logits_CV = _losses_and_softmax(hidden_CH @ weight_VH.T, labels_C1)[1]
+                logits_CV.scatter_add_(1, labels_C1, logits_CV.new_full(labels_C1.shape, -1.0))
+                logits_CV.mul_(grad_L[rows, None])
+                _add_gradients(
+                    logits_CV.to(weight_VH.dtype), hidden_CH, weight_VH, rows, hidden_grad, weight_grad
+                )
+        return hidden_grad, None if weight_grad is None else weight_grad.to(weight_VH.dtype), None, None
+
+
 def labelled_loss_sum(
     hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None
 ) -> LossSum:
@@ -78,8 +127,8 @@ class _LabelledLoss(torch.autograd.Function):
             for start in range(0, hidden_LH.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 hidden_CH, labels_C1 = hidden_LH[rows], labels_L[rows, None]
-                loss, logits_CV = _loss_and_softmax(hidden_CH @ weight_VH.T, labels_C1)
-                total += loss
+                losses_C, logits_CV = _losses_and_softmax(hidden_CH @ weight_VH.T, labels_C1)
+                total += losses_C.sum()
                 if not (wants_hidden or wants_weight):
                     continue
                 logits_CV.scatter_add_(1, labels_C1, logits_CV.new_full(labels_C1.shape, -1.0))
@@ -110,13 +159,13 @@ def _scale(rows_RC: Tensor, factor: Tensor) -> Tensor:
     return rows_RC
 
 
-def _loss_and_softmax(logits_CV: Tensor, labels_C1: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk and its softmax, which takes the place of the logits."""
+def _losses_and_softmax(logits_CV: Tensor, labels_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of a chunk and its softmax, which takes the place of the logits."""
     logits_CV = logits_CV.float()
     highest_C1 = logits_CV.amax(dim=1, keepdim=True)
     target_C1 = logits_CV.gather(1, labels_C1) - highest_C1
     scale_C1 = logits_CV.sub_(highest_C1).exp_().sum(dim=1, keepdim=True)
-    return (scale_C1.log() - target_C1).sum(), logits_CV.div_(scale_C1)
+    return (scale_C1.log() - target_C1).squeeze(1), logits_CV.div_(scale_C1)
 
 
 def _add_gradients(

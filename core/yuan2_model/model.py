@@ -192,7 +192,8 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
                 sequence. The label of a sequence's first own token is ignored, as a first token's is.
             return_logits: False with labels: the loss comes from chunks of labelled positions and logits are
                 never kept (`loss_chunk` positions at once).
-            loss_reduction: "mean" over labelled positions, or their "sum".
+            loss_reduction: "mean" over labelled positions, or their "sum"; with `return_logits` False also
+                "none": the loss of each, [L] in their order.
 
         Returns:
             `Yuan2Output`, or a tuple of its set fields with `return_dict=False`.
@@ -214,9 +215,10 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:]) if return_logits else None
         loss = None
         if decoded.next_ids is not None:
-            loss = self._loss(decoded.last_hidden_state, logits, decoded.next_ids, loss_chunk)
+            each = loss_reduction == "none"
+            loss = self._loss(decoded.last_hidden_state, logits, decoded.next_ids, loss_chunk, each)
         output = Yuan2Output(
-            loss=None if loss is None else (loss.total if loss_reduction == "sum" else loss.mean()),
+            loss=None if loss is None else (loss.mean() if loss_reduction == "mean" else loss.total),
             logits=logits,
             hidden_states=decoded.hidden_states,
             labelled=None if loss is None else loss.labelled,
@@ -224,10 +226,12 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _loss(self, hidden_BTH: Tensor, logits: Tensor | None, next_BT: Tensor, chunk: int | None) -> LossSum:
+    def _loss(
+        self, hidden_BTH: Tensor, logits: Tensor | None, next_BT: Tensor, chunk: int | None, each: bool
+    ) -> LossSum:
         count = int((next_BT != IGNORED).sum())
         if logits is None:
-            return LossSum(self.lm_head(hidden_BTH, next_BT, chunk), count)
+            return LossSum(self.lm_head(hidden_BTH, next_BT, chunk, each), count)
         flat = logits.flatten(0, 1).float()
         return LossSum(cross_entropy(flat, next_BT.flatten(), ignore_index=IGNORED, reduction="sum"), count)
 
@@ -321,8 +325,9 @@ def _check_arguments(
         raise ValueError(
             "output_attentions: attention weights are never formed; ask for output_hidden_states"
         )
-    if loss_reduction not in ("mean", "sum"):
-        raise ValueError(f"loss_reduction must be 'mean' or 'sum', found {loss_reduction!r}")
+    known = ("mean", "sum") if logits else ("mean", "sum", "none")
+    if loss_reduction not in known:
+        raise ValueError(f"loss_reduction must be one of {', '.join(known)}, found {loss_reduction!r}")
     if logits_to_keep < 0 or (logits_to_keep and labels is not None):
         raise ValueError("logits_to_keep must be at least 0, and 0 with labels")
     if labels is None and not logits:

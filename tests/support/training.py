@@ -68,7 +68,7 @@ def write_model(directory: Path, layers: int = 2, hidden: int = 32, seed: int = 
 
 _OF_CHECKPOINT = ("every_steps", "every_seconds", "keep")
 _OF_DATASET = ("format", "files", "max_invalid_fraction", "eval_path", "eval_fraction")
-_BESIDE_TRAINING = ("method", "deepspeed", "merge_adapter", "evaluation", "tensorboard")
+_BESIDE_TRAINING = ("method", "objective", "deepspeed", "merge_adapter", "evaluation", "tensorboard")
 
 
 def make_job(

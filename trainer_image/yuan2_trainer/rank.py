@@ -23,6 +23,7 @@ from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 if TYPE_CHECKING:
     from yuan2_trainer.data.order import Position
     from yuan2_trainer.train.loop import Loop
+    from yuan2_trainer.train.step import Stepper
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """Longer than rank 0 takes to export a model; a rank that died is noticed by its closed connection, not by
@@ -56,6 +57,7 @@ def train(workspace: Workspace) -> str:
 
     from yuan2_trainer.reporting.run_record import completed_step, make_record, write_record
     from yuan2_trainer.train.identity import differences, run_identity
+    from yuan2_trainer.train.reference import refer
 
     identity = run_identity(job, prepared)
     done = completed_step(job, lambda before: not differences(before, identity))
@@ -67,6 +69,7 @@ def train(workspace: Workspace) -> str:
         write_record(job, record, position.step, complete=False)
     judge = loop.judge
     try:
+        refer(job, loop, identity, position.step)
         if judge is not None and position.step == 0:
             judge.answer_before()
         position = loop.run(position)
@@ -165,15 +168,12 @@ def build_loop(
     from yuan2_trainer.checkpoint.checkpoints import Checkpoints
     from yuan2_trainer.data.holdout import training_samples
     from yuan2_trainer.data.order import Course, Position
-    from yuan2_trainer.data.store import SampleStore
     from yuan2_trainer.evaluation.judging import build_judge
     from yuan2_trainer.pod.lease import require_lease
-    from yuan2_trainer.pod.stopping import Vote
     from yuan2_trainer.reporting.mfu import Meter
     from yuan2_trainer.reporting.step_log import Recording
     from yuan2_trainer.train.engine import load_engine
     from yuan2_trainer.train.loop import Loop, world_batch
-    from yuan2_trainer.train.step import Stepper
 
     output = Path(job.output)
     checkpoints = Checkpoints(
@@ -183,22 +183,11 @@ def build_loop(
     if found is not None:
         _refuse_another_run(found.manifest.identity, identity, found.directory)
     position = Position() if found is None else found.manifest.position
-    course = Course.of(job.training, prepared.samples, world_batch(job))
+    course = Course.of(job.training, prepared.samples, world_batch(job), job.objective.sequences)
     total = course.total_steps(position)
     torch.manual_seed(job.training.seed)
     engine = load_engine(job, found)
-    stepper = Stepper(
-        engine=engine,
-        store=SampleStore.open(workspace.samples),
-        device=engine.device,
-        micro_batch_size=job.training.micro_batch_size,
-        accumulation_steps=job.training.gradient_accumulation_steps,
-        pad_id=prepared.pad_id,
-        max_length=job.training.max_length,
-        max_grad_norm=job.training.max_grad_norm,
-        packing=job.training.packing,
-        vote=Vote(workspace.stop.exists),
-    )
+    stepper = _stepper(job, workspace, prepared, engine)
     last_checkpoint = None if found is None else position.step
     meter = Meter.of(job, read_dimensions(engine.module.config.to_dict()))
     loop = Loop(job, workspace, stepper, course, checkpoints, identity, total, last_checkpoint, meter)
@@ -215,6 +204,32 @@ def build_loop(
     if found is not None:
         _LOG.info("going on from %s, step %d of %d", found.directory.name, position.step, total)
     return loop, position
+
+
+def _stepper(job: TrainJob, workspace: Workspace, prepared: Prepared, engine: Any) -> Stepper:
+    """What takes batches through the engine: of answers, or of comparisons between them."""
+    from yuan2_core.sections import SFT
+    from yuan2_trainer.data.store import SampleStore
+    from yuan2_trainer.pod.stopping import Vote
+    from yuan2_trainer.train.preferences import PreferenceStepper
+    from yuan2_trainer.train.step import Stepper
+
+    fields: dict[str, Any] = {
+        "engine": engine,
+        "store": SampleStore.open(workspace.samples),
+        "device": engine.device,
+        "micro_batch_size": job.training.micro_batch_size,
+        "accumulation_steps": job.training.gradient_accumulation_steps,
+        "pad_id": prepared.pad_id,
+        "max_length": job.training.max_length * job.objective.sequences,
+        "max_grad_norm": job.training.max_grad_norm,
+        "packing": job.training.packing,
+        "vote": Vote(workspace.stop.exists),
+    }
+    settings = job.objective.settings
+    if isinstance(settings, SFT):
+        return Stepper(**fields)
+    return PreferenceStepper(**fields, settings=settings)
 
 
 def _tracker(workspace: Workspace, prepared: Prepared, position: Position, total: int, resumed: bool) -> Any:

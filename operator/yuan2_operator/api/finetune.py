@@ -16,6 +16,7 @@ from yuan2_core.sections import (
     Method,
     ModelSize,
     NaturalInt,
+    Objective,
     PositiveInt,
     Training,
 )
@@ -26,6 +27,7 @@ from yuan2_operator.api.finetune_rules import (
     NO_RESERVED_ENV,
     ONE_DEVICE,
     ONE_METHOD,
+    ONE_OBJECTIVE,
     QUEUED,
     SPEC,
     TRAINING,
@@ -221,6 +223,8 @@ class FineTuneSpec(Spec):
     """The conversations to learn."""
     method: Annotated[Method, Field(json_schema_extra=ONE_METHOD)]
     """Which parameters are trained: exactly one member."""
+    objective: Annotated[Objective, Field(json_schema_extra=ONE_OBJECTIVE)] = Field(default_factory=Objective)
+    """What is learned from the data: at most one member; absent, `sft`."""
     training: Annotated[Training, Field(json_schema_extra=TRAINING)] = Field(default_factory=Training)
     """Hyperparameters; the defaults are those of the published Yuan 2.0 recipe."""
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)

@@ -16,6 +16,12 @@ from yuan2_operator.constants import TRAINER_RESERVED_ENV
 ONE_METHOD = rules(
     ("[has(self.full), has(self.lora), has(self.qlora)].exists_one(given, given)", conflicts.ONE_METHOD)
 )
+ONE_OBJECTIVE = rules(
+    (
+        "[has(self.sft), has(self.dpo), has(self.orpo), has(self.kto)].filter(given, given).size() <= 1",
+        conflicts.ONE_OBJECTIVE,
+    )
+)
 TRAINING = rules(
     ("!(has(self.epochs) && has(self.maxSteps))", conflicts.ONE_LENGTH),
     ("!(has(self.warmupRatio) && has(self.warmupSteps))", conflicts.ONE_WARMUP),
@@ -116,7 +122,7 @@ section that may be left out is `{}` when the CRD itself is checked, with no def
 _NO_RUN = "(!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1)"
 _PAUSED = "self.spec.runPolicy.suspend"
 _WAY_OUT = "create another Yuan2FineTune, or delete this one first"
-_FIXED_SECTIONS = ("model", "dataset", "method", "deepspeed", "output")
+_FIXED_SECTIONS = ("model", "dataset", "method", "objective", "deepspeed", "output")
 _FIXED_TRAINING = tuple(
     str(field.alias) for field in Training.model_fields.values() if field.alias not in FREE_TRAINING
 )

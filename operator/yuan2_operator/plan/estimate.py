@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from yuan2_core.contract import Progress
 from yuan2_core.estimate import Data, Estimate, Gpu, estimate_for_spec, find_gpu
-from yuan2_core.sections import DEFAULT_EPOCHS
+from yuan2_core.sections import DEFAULT_EPOCHS, Training
 from yuan2_operator.api.finetune import FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.constants import GPU_PRODUCT_LABEL, Reason
 from yuan2_operator.plan.finetune import launch, stage, summary
@@ -42,7 +42,7 @@ def estimate_of(spec: FineTuneSpec, prepared: PreparedData | None) -> Estimate |
     return estimate_for_spec(
         size=spec.model.size,
         method=spec.method,
-        training=spec.training,
+        training=_counted_in_sequences(spec),
         stage=stage(spec),
         launch=launch(spec),
         offload=spec.deepspeed.offload,
@@ -74,6 +74,12 @@ def status_estimate(spec: FineTuneSpec, estimate: Estimate | None) -> RunEstimat
         hours_at_most=estimate.at_most or None,
         fits=estimate.fits,
     )
+
+
+def _counted_in_sequences(spec: FineTuneSpec) -> Training:
+    """Hyperparameters whose batch counts sequences, where the objective's counts pairs of them."""
+    micro = spec.training.micro_batch_size * spec.objective.sequences
+    return spec.training.model_copy(update={"micro_batch_size": micro})
 
 
 def _data(spec: FineTuneSpec, prepared: PreparedData | None) -> Data | None:

@@ -156,6 +156,7 @@ def train_job(owner: Owner, spec: FineTuneSpec, attempt: int) -> TrainJob:
             eval_fraction=spec.dataset.eval_fraction,
         ),
         method=spec.method,
+        objective=spec.objective,
         training=spec.training,
         stage=stage(spec),
         deepspeed=spec.deepspeed,

@@ -36,7 +36,7 @@ def text_of(item: Any, tokenizer: Yuan2Tokenizer) -> str:
 
 
 def test_the_page_has_an_example_of_each_layout() -> None:
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
 
 
 @pytest.mark.parametrize(("ending", "data", "shown"), EXAMPLES, ids=range(len(EXAMPLES)))

@@ -95,10 +95,10 @@ def test_logits_of_one_chunk_at_most_are_held(monkeypatch: pytest.MonkeyPatch) -
     from yuan2_model import loss as module
 
     seen = []
-    real = module._loss_and_softmax
+    real = module._losses_and_softmax
     monkeypatch.setattr(
         module,
-        "_loss_and_softmax",
+        "_losses_and_softmax",
         lambda logits, labels: (seen.append(tuple(logits.shape)), real(logits, labels))[1],
     )
     hidden, weight, labels = make_inputs()
@@ -161,7 +161,7 @@ def test_without_a_label_there_is_no_loss_and_no_gradient(
     ("arguments", "words"),
     [
         ({"return_logits": False}, "needs labels"),
-        ({"loss_reduction": "none"}, "must be 'mean' or 'sum'"),
+        ({"loss_reduction": "none"}, "must be one of mean, sum, found"),
         ({"output_attentions": True}, "output_attentions"),
         ({"labels": torch.zeros(1, 9, dtype=torch.long), "logits_to_keep": 1}, "logits_to_keep"),
         ({"inputs_embeds": torch.zeros(1, 9, 32)}, "either input_ids or inputs_embeds"),

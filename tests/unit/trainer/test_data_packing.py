@@ -30,6 +30,7 @@ def store_of(sizes: list[int]) -> SampleStore:
         span_offsets=np.arange(len(sizes) + 1),
         labelled=np.ones(len(sizes), dtype=np.int32),
         conversations=np.arange(len(sizes), dtype=np.int32),
+        marks=np.zeros(len(sizes), dtype=np.int8),
     )
 
 

@@ -60,7 +60,7 @@ def set_aside(
     """
     if job.dataset.eval_path is not None:
         location = job.dataset.model_copy(update={"path": job.dataset.eval_path, "files": ()})
-        other = prepare(location, job.training, tokenizer, workspace.evaluation, beat, cache)
+        other = prepare(location, job.training, tokenizer, workspace.evaluation, beat, cache, job.objective)
         longest = max(prepared.longest, other.longest)
         found = {"eval_samples": other.samples, "eval_fingerprint": other.fingerprint, "longest": longest}
         return prepared.model_copy(update=found)

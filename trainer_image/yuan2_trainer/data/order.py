@@ -37,11 +37,13 @@ class Course:
     global_batch: int
     epochs: float
     max_steps: int | None = None
+    together: int = 1
+    """Samples that no batch separates: neighbours, as many at a time."""
 
     @classmethod
-    def of(cls, training: Training, samples: int, global_batch: int) -> Course:
+    def of(cls, training: Training, samples: int, global_batch: int, together: int = 1) -> Course:
         epochs = training.epochs if training.epochs is not None else DEFAULT_EPOCHS
-        return cls(samples, global_batch, epochs, training.max_steps)
+        return cls(samples, global_batch, epochs, training.max_steps, together)
 
     def epoch_length(self, epoch: int) -> int:
         """Samples taken from an epoch: all of them, or the last epoch's fraction rounded up."""
@@ -49,7 +51,8 @@ class Course:
             return self.samples
         # 1e-9: 0.1 * 30 must not become 4 samples because of binary fractions.
         share = min(1.0, max(0.0, self.epochs - epoch))
-        return min(self.samples, math.ceil(share * self.samples - 1e-9))
+        items = self.samples // self.together
+        return min(self.samples, self.together * math.ceil(share * items - 1e-9))
 
     def remaining_steps(self, at: Position) -> int:
         """Optimizer steps from a position to the end."""

@@ -108,3 +108,23 @@ def cut_batch(
         return packed_micro_batches(items, micro_batch_size, max_length, world_size)
     cut = micro_batches(batch, store.lengths, micro_batch_size)
     return [[indices[i : i + 1] for i in range(len(indices))] for indices in cut]
+
+
+def cut_families(
+    batch: Indices,
+    store: SampleStore,
+    micro_batch_size: int,
+    max_length: int,
+    world_size: int,
+    *,
+    packing: bool,
+) -> list[list[Row]]:
+    """A global batch whose samples of one conversation stay in one row: packed, or a conversation a row.
+
+    `max_length` must hold all samples of any conversation.
+    """
+    items = families(batch, store, max_length)
+    if packing:
+        return packed_micro_batches(items, micro_batch_size, max_length, world_size)
+    rows = [item.samples for item in sorted(items, key=lambda item: -item.size)]
+    return [rows[first : first + micro_batch_size] for first in range(0, len(rows), micro_batch_size)]

@@ -15,7 +15,7 @@ from yuan2_core.contract import DatasetLocation
 from yuan2_core.errors import DatasetError
 from yuan2_core.formats import ERRORS_SHOWN, DataPart, check_errors, number_records, parts_of
 from yuan2_core.processors import available_cpus
-from yuan2_core.sections import Training
+from yuan2_core.sections import Objective, Training
 from yuan2_core.tokenizer import Yuan2Tokenizer
 from yuan2_trainer.data.rendering import Beat, Renderer, render_all
 from yuan2_trainer.data.store import SampleStore, StoreWriter
@@ -68,6 +68,7 @@ def prepare(
     target: Path,
     beat: Beat,
     cache: Path | None = None,
+    objective: Objective | None = None,
 ) -> Prepared:
     """Render every conversation into a `SampleStore` at `target`.
 
@@ -78,17 +79,24 @@ def prepare(
         target: where the store, or a link to it, will be.
         beat: called again and again; raises to end the preparation.
         cache: directory for stores, named by what they were made from; one found there is used as it is.
+        objective: what is learned from the data; None for SFT.
 
     Raises:
         DatasetError: too many records cannot be used, or too many sequences have no label left within
             `maxLength`.
     """
     store_directory = target
+    objective = objective or Objective()
     if cache is not None:
-        store_directory = cache / content_key(location, training, tokenizer, beat)
+        store_directory = cache / content_key(location, training, tokenizer, beat, objective)
         target.symlink_to(store_directory.absolute(), target_is_directory=True)
     if not (store_directory / _FACTS).exists():
-        _make(store_directory, location, training, tokenizer, beat)
+        _make(
+            store_directory,
+            location,
+            Renderer(tokenizer, training.loss, training.max_length, objective),
+            beat,
+        )
     facts = Facts.model_validate_json((store_directory / _FACTS).read_bytes())
     _check(facts, location)
     store = SampleStore.open(store_directory)
@@ -103,7 +111,13 @@ def prepare(
     )
 
 
-def content_key(location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, beat: Beat) -> str:
+def content_key(
+    location: DatasetLocation,
+    training: Training,
+    tokenizer: Yuan2Tokenizer,
+    beat: Beat,
+    objective: Objective | None = None,
+) -> str:
     """SHA-256 of everything that a store depends on.
 
     Raises:
@@ -114,6 +128,8 @@ def content_key(location: DatasetLocation, training: Training, tokenizer: Yuan2T
     settings = [RENDERER_VERSION, files, training.loss, training.max_length, tokenizer.special_ids]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(hashlib.sha256(tokenizer.model_bytes).digest())
+    if objective is not None and objective.sequences > 1:
+        digest.update(type(objective.settings).__name__.encode())
     for part in parts:
         digest.update(_hash_of(part.path, beat))
     return digest.hexdigest()
@@ -145,14 +161,12 @@ def discard_cache(output: str) -> None:
     shutil.rmtree(data_cache(output), ignore_errors=True)
 
 
-def _make(
-    directory: Path, location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, beat: Beat
-) -> None:
+def _make(directory: Path, location: DatasetLocation, renderer: Renderer, beat: Beat) -> None:
     """Write a store beside its place and move it there whole; whoever comes second leaves the first one's."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
     try:
-        facts = _write(beside, location, training, tokenizer, beat)
+        facts = _write(beside, location, renderer, beat)
         _check(facts, location)
         (beside / _FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
         beside.chmod(0o755)
@@ -165,12 +179,9 @@ def _make(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write(
-    directory: Path, location: DatasetLocation, training: Training, tokenizer: Yuan2Tokenizer, beat: Beat
-) -> Facts:
+def _write(directory: Path, location: DatasetLocation, renderer: Renderer, beat: Beat) -> Facts:
     facts = Facts()
     parts = _parts(location)
-    renderer = Renderer(tokenizer, training.loss, training.max_length)
     records = number_records(parts)
     with StoreWriter(directory) as writer:
         for result in render_all(records, renderer, _processes(parts), beat):

@@ -6,15 +6,18 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from yuan2_core.conversation import Conversation, Spans, render_spans, sequence_count
+from yuan2_core.errors import DatasetError
 from yuan2_core.formats import NumberedRecord, RecordError, convert
+from yuan2_core.preferences import Preference
 from yuan2_core.raw_text import Document, render_document
-from yuan2_core.sections import LossMode
+from yuan2_core.sections import LossMode, Objective
 from yuan2_core.tokenizer import Yuan2Tokenizer
+from yuan2_trainer.data.comparisons import compare, comparison_error
 from yuan2_trainer.data.store import Block
 from yuan2_trainer.pod.parent import die_with_parent
 
@@ -34,9 +37,12 @@ class Renderer:
     tokenizer: Yuan2Tokenizer
     loss: LossMode
     max_length: int
+    objective: Objective = field(default_factory=Objective)
 
     def __call__(self, records: list[NumberedRecord]) -> Result:
         """Render some records."""
+        if self.objective.sequences > 1:
+            return self._compared(records)
         errors: list[RecordError] = []
         sequences: list[list[Spans]] = []
         expected = 0
@@ -45,10 +51,23 @@ class Renderer:
             if isinstance(item, RecordError):
                 errors.append(item)
                 continue
+            assert not isinstance(item, Preference)  # those are read only where they are asked for
             made, wanted = self._sequences(item)
             sequences += made * record.times
             expected += wanted * record.times
         return Result(Block.of(sequences), len(records), expected, errors)
+
+    def _compared(self, records: list[NumberedRecord]) -> Result:
+        """Pairs of samples: two answers, or a marked answer and the one that it is measured beside."""
+        items = [(convert(record, preferences=True), record.times) for record in records]
+        errors = [item for item, _ in items if isinstance(item, RecordError)]
+        usable = [(item, times) for item, times in items if isinstance(item, Preference)]
+        wrong = comparison_error(self.objective, (item for item, _ in usable))
+        if wrong is not None:
+            raise DatasetError(f"{records[0].source}: {wrong}")
+        pairs, expected = compare(usable, self.objective, self.tokenizer, self.max_length)
+        marks = [mark for pair in pairs for mark in pair.marks]
+        return Result(Block.of([pair.samples for pair in pairs], marks), len(records), expected, errors)
 
     def _sequences(self, item: Conversation | Document) -> tuple[list[list[Spans]], int]:
         """Samples by conversation, and how many there would be if none were too long. Each piece of a raw

@@ -20,6 +20,7 @@ from yuan2_core.conversation import IGNORED, Spans
 
 _TOKENS = "tokens.bin"
 _ARRAYS = ("offsets", "lengths", "spans", "span_offsets", "labelled", "conversations")
+_MARKS = "marks"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Block:
         spans: [S, 2] int32, first learned token and the one after the last, counted from the sample's first.
         span_counts: spans of each sample, int32.
         family_sizes: samples of each conversation, int32.
+        marks: what each sample is to a comparison, int8; all 0 where nothing is compared.
     """
 
     tokens: NDArray[np.int32]
@@ -39,10 +41,11 @@ class Block:
     spans: NDArray[np.int32]
     span_counts: NDArray[np.int32]
     family_sizes: NDArray[np.int32]
+    marks: NDArray[np.int8]
 
     @classmethod
-    def of(cls, conversations: Sequence[Sequence[Spans]]) -> Block:
-        """The samples of some conversations."""
+    def of(cls, conversations: Sequence[Sequence[Spans]], marks: Sequence[int] | None = None) -> Block:
+        """The samples of some conversations, with a mark for each sample where they are compared."""
         samples = [sample for conversation in conversations for sample in conversation]
         return cls(
             np.concatenate([np.zeros(0, np.int32), *(sample.ids for sample in samples)]),
@@ -50,6 +53,7 @@ class Block:
             np.concatenate([np.zeros((0, 2), np.int32), *(sample.learned for sample in samples)]),
             np.asarray([len(sample.learned) for sample in samples], dtype=np.int32),
             np.asarray([len(conversation) for conversation in conversations], dtype=np.int32),
+            np.asarray([0] * len(samples) if marks is None else marks, dtype=np.int8),
         )
 
 
@@ -66,10 +70,12 @@ class SampleStore:
     """Tokens of a sample that a loss is computed for: position 0 has nothing to be predicted from."""
     conversations: NDArray[np.int32]
     """Number of the conversation that a sample was made of; it never falls from one sample to the next."""
+    marks: NDArray[np.int8]
+    """What a sample is to a comparison: `CHOSEN`, `REJECTED` or `MISMATCHED`; 0 where nothing is compared."""
 
     @classmethod
     def open(cls, directory: Path) -> SampleStore:
-        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in (*_ARRAYS, _MARKS)}
         total = int(arrays["offsets"][-1])
         tokens: NDArray[np.int32] = (
             np.memmap(directory / _TOKENS, np.int32, mode="r", shape=(total,))
@@ -145,8 +151,11 @@ class StoreWriter:
             _count_labels(spans, span_offsets),
             np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
         )
-        for name, array in zip(_ARRAYS, arrays, strict=True):
-            self._digest.update(np.ascontiguousarray(array).data)
+        marks = np.concatenate([np.zeros(0, np.int8), *(b.marks for b in self._blocks)])
+        for name, array in zip((*_ARRAYS, _MARKS), (*arrays, marks), strict=True):
+            # Data without comparisons keep the fingerprint that they had before there were any.
+            if name != _MARKS or marks.any():
+                self._digest.update(np.ascontiguousarray(array).data)
             with (self.directory / f"{name}.npy").open("wb") as file:
                 np.save(file, array)
                 file.flush()

@@ -70,12 +70,13 @@ class Judge:
         """
         began = time.monotonic()
         with self._evaluating():
-            loss = self.evaluator.loss(self.pulse)
+            loss, rewards = self.evaluator.measure(self.pulse)
         self.standing = self.standing.after(position.step, loss)
         self._tell(eval_loss=self.standing.loss, best_step=self.standing.best_step)
         if self.recording is None:
             return
-        report = EvaluationReport(position.step, self.course.epochs_done(position), loss, perplexity(loss))
+        epoch = self.course.epochs_done(position)
+        report = EvaluationReport(position.step, epoch, loss, perplexity(loss), rewards)
         self.recording.after_evaluation(report)
         _LOG.info(
             "step %d  evaluation loss %.4f  perplexity %.4g  %.2f s",
@@ -172,7 +173,7 @@ def build_judge(
     if asked:
         answers = SampleAnswers(
             engine=stepper.engine,
-            questions=choose_questions(held_out, asked),
+            questions=choose_questions(held_out, asked, job.objective.sequences),
             tokenizer=Yuan2Tokenizer.from_pretrained(job.model.path),
             pulse=pulse,
             at_once=job.training.micro_batch_size,

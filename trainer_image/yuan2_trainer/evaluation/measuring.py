@@ -62,31 +62,33 @@ class Evaluator:
     """Of training: batches are cut and packed as there."""
     held_out: HeldOut
 
-    def loss(self, pulse: Pulse) -> float:
-        """Mean over labelled tokens.
+    def measure(self, pulse: Pulse) -> tuple[float, dict[str, float] | None]:
+        """The mean loss over labelled tokens, or over comparisons, and then what answers are worth.
 
         Raises:
             AskedToEndError: before it was complete.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.stepper.device)
+        indices, context = self.held_out.indices, self.own_stepper.begin(self.held_out.indices)
+        total = torch.zeros(1, dtype=torch.float64, device=self.stepper.device)
         with evaluating(self.stepper.engine) as model:
             for rows in self._share:
                 pulse.beat()
                 # As in training, a rank with nothing left takes part with a sample that does not count:
                 # ZeRO-3 gathers weights in every pass.
-                used = [self.held_out.indices[:1]] if rows is None else rows
-                loss = self._stepper.loss_sum(used, model)
-                if rows is not None:
-                    total += loss.double()
+                used = self.own_stepper.filler(indices) if rows is None else rows
+                sums = self.own_stepper.micro_sums(used, context, model).double()
+                total = total + (sums * 0.0 if rows is None else sums)
         dist.all_reduce(total)
-        return float(total) / int(self.held_out.store.labelled[self.held_out.indices].sum())
+        found = total.tolist()
+        return found[0] / self.own_stepper.units(indices), self.own_stepper.rewards(found, context)
 
     @cached_property
-    def _stepper(self) -> Stepper:
+    def own_stepper(self) -> Stepper:
+        """That of training, over the held-out data."""
         return self.stepper.over(self.held_out.store)
 
     @cached_property
     def _share(self) -> list[list[Row] | None]:
         """This rank's micro batches; every rank has as many."""
-        cut = self._stepper.cut(self.held_out.indices)
+        cut = self.own_stepper.cut(self.held_out.indices)
         return share_of_rank(cut, dist.get_rank(), dist.get_world_size())

@@ -44,9 +44,14 @@ class Question:
     reference: list[int]
 
 
-def choose_questions(held_out: HeldOut, count: int) -> list[Question]:
-    """At most `count` samples, spread evenly over the held-out conversations; raw text asks nothing."""
-    asking = [index for index in held_out.indices.tolist() if held_out.store.first_learned(index) > 0]
+def choose_questions(held_out: HeldOut, count: int, every: int = 1) -> list[Question]:
+    """At most `count` samples, spread evenly over the held-out conversations; raw text asks nothing.
+
+    With `every` 2, of samples that are compared in pairs the first one of each.
+    """
+    asking = [
+        index for index in held_out.indices[::every].tolist() if held_out.store.first_learned(index) > 0
+    ]
     count = min(count, len(asking))
     places = np.arange(count) * len(asking) // max(1, count)
     return [_question(held_out, asking[place]) for place in places]

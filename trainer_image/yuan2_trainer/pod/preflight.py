@@ -42,7 +42,7 @@ def check_job(job: TrainJob, workspace: Workspace, beat: Beat) -> Prepared:
     check_output(job, dimensions)
     take_lease(job)
     cache = data_cache(job.output)
-    prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat, cache)
+    prepared = prepare(job.dataset, job.training, tokenizer, workspace.samples, beat, cache, job.objective)
     prepared = set_aside(job, prepared, tokenizer, workspace, beat, cache)
     if prepared.longest > dimensions.max_position_embeddings:
         raise JobError(

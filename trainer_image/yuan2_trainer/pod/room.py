@@ -66,7 +66,8 @@ def most_checkpoints(job: TrainJob, samples: int) -> int:
     training, launch = job.training, job.launch
     world_size = launch.nodes * launch.processes_per_node
     batch = world_size * training.micro_batch_size * training.gradient_accumulation_steps
-    course = Course.of(training, samples, batch)
+    batch *= job.objective.sequences
+    course = Course.of(training, samples, batch, job.objective.sequences)
     steps = course.total_steps(Position())
     planned, kept = (steps - 1) // job.checkpoint.every_steps, job.checkpoint.keep
     if job.dataset.eval_path is not None or job.dataset.eval_fraction:

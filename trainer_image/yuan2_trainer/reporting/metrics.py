@@ -42,6 +42,7 @@ class MetricsLog:
     def append(self, report: StepReport | EvaluationReport) -> None:
         """Write a line; what is not known, or no finite number, is null."""
         row: dict[str, Any] = asdict(report)
+        row.update({f"rewards_{name}": value for name, value in (row.pop("rewards") or {}).items()})
         if isinstance(report, StepReport):
             row["tokens_per_second"] = report.tokens_per_second
         line = {to_camel(name): _finite(value) for name, value in row.items()}

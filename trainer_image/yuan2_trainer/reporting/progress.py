@@ -48,6 +48,9 @@ class StepReport:
     seconds: float
     mfu: float | None = None
     memory_bytes: int | None = None
+    rewards: dict[str, float] | None = None
+    """What answers are worth to the model, where they are compared: `chosen`, `rejected`, `margin` and, of
+    pairs, `accuracy`; with KTO `kl`."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -65,6 +68,8 @@ class EvaluationReport:
     """Mean loss over the labelled tokens of the held-out data."""
     perplexity: float
     """Its exponential."""
+    rewards: dict[str, float] | None = None
+    """As of a step."""
 
 
 @dataclass

@@ -39,13 +39,15 @@ class TensorBoardLog:
                 "speed/tokens_per_second": report.tokens_per_second,
                 "speed/mfu": report.mfu,
                 "speed/memory_bytes": report.memory_bytes,
+                **{f"rewards/{name}": value for name, value in (report.rewards or {}).items()},
             },
         )
 
     def evaluation(self, report: EvaluationReport) -> None:
         """Log an evaluation."""
         values = {"evaluation/loss": report.eval_loss, "evaluation/perplexity": report.perplexity}
-        self._scalars(report.step, values)
+        rewards = {f"evaluation/rewards_{name}": value for name, value in (report.rewards or {}).items()}
+        self._scalars(report.step, {**values, **rewards})
 
     def flush(self) -> None:
         """Bring what was logged to the disk."""

@@ -29,6 +29,8 @@ def run_identity(job: TrainJob, prepared: Prepared) -> dict[str, Any]:
     training = job.training.model_dump(mode="json", by_alias=True, exclude_none=True)
     fields = {f"training.{name}": value for name, value in training.items() if name not in FREE_TRAINING}
     method = job.method.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if job.objective.sequences > 1:
+        fields["objective"] = job.objective.model_dump(mode="json", by_alias=True, exclude_none=True)
     if job.dataset.eval_fraction > 0:
         fields["dataset.evalFraction"] = job.dataset.eval_fraction
     if prepared.eval_fingerprint is not None:

@@ -221,6 +221,7 @@ class Loop:
                 result.computed_tokens, result.attention_pairs, result.labelled_tokens, seconds
             ),
             memory_bytes=result.memory_bytes,
+            rewards=result.rewards,
         )
         self.tracker.after_step(report, time.monotonic())
         if self.recording is None:
@@ -247,5 +248,6 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def world_batch(job: TrainJob) -> int:
-    """Samples of a global batch."""
-    return dist.get_world_size() * job.training.micro_batch_size * job.training.gradient_accumulation_steps
+    """Samples of a global batch; what it counts may be pairs of them."""
+    counted = job.training.micro_batch_size * job.training.gradient_accumulation_steps
+    return dist.get_world_size() * counted * job.objective.sequences

@@ -45,6 +45,8 @@ class StepResult:
     """Highest memory of a rank so far."""
     applied: bool
     """Whether it changed the weights; a step whose gradient is not finite is skipped."""
+    rewards: dict[str, float] | None = None
+    """What answers are worth to the model, where they are compared."""
 
     @property
     def is_finite(self) -> bool:
@@ -97,27 +99,48 @@ class Stepper:
             AskedToEndError: some pod was asked to end before the last micro batch; nothing has changed but
                 gradients.
         """
-        labelled = int(self.store.labelled[batch].sum())
-        local_loss = self._accumulate(batch, labelled)
+        units, context = self.units(batch), self.begin(batch)
+        local_sums = self._accumulate(batch, units, context)
         for group in inner_optimizer(self.engine).param_groups:
             group["lr"] = learning_rate
         own_norm = self._clip_without_zero()
         applied = self._apply(own_norm)
-        loss, wanted, memory = self._agree(local_loss, wishes())
+        sums, wanted, memory = self._agree(local_sums, wishes())
         norm = float(self.engine.get_global_grad_norm() if own_norm is None else own_norm)
         computed, pairs = self._work(batch)
         return StepResult(
-            loss=loss / max(1, labelled),
+            loss=sums[0] / max(1, units),
             grad_norm=norm,
             stop=wanted.stop,
             save=wanted.save,
             tokens=int(self.store.lengths[batch].sum()),
-            labelled_tokens=labelled,
+            labelled_tokens=int(self.store.labelled[batch].sum()),
             computed_tokens=computed,
             attention_pairs=pairs,
             memory_bytes=int(memory),
             applied=applied,
+            rewards=self.rewards(sums, context),
         )
+
+    def units(self, batch: Indices) -> int:
+        """What the loss of a batch is the mean over: its labelled tokens."""
+        return int(self.store.labelled[batch].sum())
+
+    def begin(self, batch: Indices) -> Any:  # noqa: ARG002 - comparisons want it
+        """What is known of a whole batch before its first micro batch; handed to `micro_sums`."""
+        return None
+
+    def rewards(
+        self,
+        sums: list[float],  # noqa: ARG002 - comparisons want them
+        context: Any,  # noqa: ARG002
+    ) -> dict[str, float] | None:
+        """What answers are worth to the model, from the sums of all ranks."""
+        return None
+
+    def filler(self, batch: Indices) -> list[Row]:
+        """Rows for a rank that has nothing left."""
+        return [batch[:1]]
 
     def _apply(self, own_norm: Tensor | None) -> bool:
         """Change the weights, unless the gradient is not finite: without ZeRO, DeepSpeed asks nobody."""
@@ -134,21 +157,21 @@ class Stepper:
         lengths = self.store.lengths[batch].astype(np.int64)
         return int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum())
 
-    def _accumulate(self, batch: Indices, labelled: int) -> Tensor:
-        """Forward and backward of this rank's share; returns its sum of losses."""
+    def _accumulate(self, batch: Indices, units: int, context: Any) -> Tensor:
+        """Forward and backward of this rank's share; returns its sums, that of the losses first."""
         mine = share_of_rank(self.cut(batch), dist.get_rank(), dist.get_world_size())
-        scale = dist.get_world_size() * self.accumulation_steps / max(1, labelled)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        scale = dist.get_world_size() * self.accumulation_steps / max(1, units)
+        total = torch.zeros(1, dtype=torch.float64, device=self.device)
         for number, rows in enumerate(mine, start=1):
             if number > 1 and self.vote is not None:
                 self.vote.take()
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
             # A rank with nothing left computes a sample that counts for nothing: collectives need every rank.
-            loss_sum = self.loss_sum([batch[:1]] if rows is None else rows)
+            sums = self.micro_sums(self.filler(batch) if rows is None else rows, context)
             if rows is None:
-                loss_sum = loss_sum * 0.0
-            self.engine.backward(loss_sum * scale)
-            total += loss_sum.detach()
+                sums = sums * 0.0
+            self.engine.backward(sums[0] * scale)
+            total = total + sums.detach()
         return total
 
     def cut(self, batch: Indices) -> list[list[Row]]:
@@ -162,8 +185,17 @@ class Stepper:
             packing=self.packing,
         )
 
-    def loss_sum(self, rows: list[Row], model: Any = None) -> Tensor:
-        """Sum of the losses of a micro batch, through the engine or through the model inside it."""
+    def micro_sums(
+        self,
+        rows: list[Row],
+        context: Any = None,  # noqa: ARG002 - comparisons want it
+        model: Any = None,
+    ) -> Tensor:
+        """Sums over a micro batch, that of its losses first; through the engine or the model inside it."""
+        return self.losses(rows, "sum", model).reshape(1)
+
+    def losses(self, rows: list[Row], reduction: str, model: Any = None) -> Tensor:
+        """The sum of the losses of a micro batch, or with `none` that of each labelled token."""
         micro = collate(self.store, rows, self.pad_id, self.max_length)
         output = (self.engine if model is None else model)(
             input_ids=self._tensor(micro.input_ids),
@@ -173,7 +205,7 @@ class Stepper:
             previous_ids=self._optional(micro.previous_ids),
             use_cache=False,
             return_logits=False,
-            loss_reduction="sum",
+            loss_reduction=reduction,
         )
         loss: Tensor = output.loss
         return loss
@@ -192,13 +224,16 @@ class Stepper:
         parameters = [item for item in self.engine.module.parameters() if item.requires_grad]
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
-    def _agree(self, local_loss: Tensor, own: Wishes) -> tuple[float, Wishes, float]:
-        """The sum of losses, what all ranks will do, and the highest memory, of which each rank adds its own
-        in a place of its own."""
-        numbers = local_loss.new_zeros(3 + dist.get_world_size())
-        numbers[0], numbers[1] = local_loss, float(own.stop)
-        numbers[2] = float(own.save and dist.get_rank() == 0)
-        numbers[3 + dist.get_rank()] = memory_bytes(self.device)
+    def _agree(self, local_sums: Tensor, own: Wishes) -> tuple[list[float], Wishes, float]:
+        """The sums of all ranks, what all will do, and the highest memory, of which each rank adds its own in
+        a place of its own."""
+        told = local_sums.new_zeros(2 + dist.get_world_size())
+        told[0], told[1] = float(own.stop), float(own.save and dist.get_rank() == 0)
+        told[2 + dist.get_rank()] = memory_bytes(self.device)
+        numbers = torch.cat((local_sums, told))
         dist.all_reduce(numbers)
-        loss, stops, saves, *memory = numbers.tolist()
-        return loss, Wishes(stops > 0, saves > 0), max(memory)
+        sums, (stops, saves, *memory) = (
+            numbers[: len(local_sums)].tolist(),
+            numbers[len(local_sums) :].tolist(),
+        )
+        return sums, Wishes(stops > 0, saves > 0), max(memory)
