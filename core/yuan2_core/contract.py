@@ -247,3 +247,9 @@ class ServeJob(Contract):
     """A LoRA adapter in PEFT's layout, merged into the model when it is loaded."""
     worker: WorkerJob
     api: ApiJob
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may put into `model`: the model's names and those of adapters."""
+        adapters = () if self.worker.vllm is None else tuple(self.worker.vllm.adapters)
+        return (self.served_name, *self.aliases, *adapters)

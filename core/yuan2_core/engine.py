@@ -31,8 +31,10 @@ REFUSED_ARGUMENTS = {
     "pipeline-parallel-size": "vLLM cannot split Yuan 2.0 into stages; use gpusPerWorker for tensor parallel",
     "data-parallel-size": "a worker is one copy of the model; use worker.replicas",
     "trust-remote-code": "the model's code is the plugin's, and none of the model directory is run",
-    "enable-lora": "the adapter is that of the model",
-    "lora-modules": "the adapter is that of the model",
+    "enable-lora": "adapters are those of the model, and model.adapters",
+    "lora-modules": "adapters are those of the model, and model.adapters",
+    "max-loras": "there is room for all of model.adapters",
+    "max-lora-rank": "it follows from the adapters",
     "fully-sharded-loras": "not supported for Yuan 2.0",
     "runner": "the worker generates text",
     "convert": "the worker generates text",
@@ -50,5 +52,8 @@ class VllmOptions(Contract):
     """How weights are quantised, in vLLM's words; absent, not at all, or as config.json says."""
     prefix_caching: bool = True
     """Keep the caches of prompts' beginnings."""
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """LoRA adapters beside the model, by the name that clients put into `model`: their directories in PEFT's
+    layout."""
     engine_args: dict[str, EngineArgument] = Field(default_factory=dict)
     """Other options of vLLM's command line without the dashes in front, each with its value."""

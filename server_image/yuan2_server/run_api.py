@@ -21,7 +21,7 @@ SETTLE_SECONDS = 2.0
 async def run_api(job: ServeJob, keys: Path) -> None:
     """Serve until SIGTERM."""
     stop = stop_requested()
-    upstream = Upstream(job.api.controller_url, (job.served_name, *job.aliases))
+    upstream = Upstream(job.api.controller_url, job.names)
     api = ApiServer(job, upstream, KeyDirectory(keys))
     server = HttpServer(api.app(), job.api.port)
     try:

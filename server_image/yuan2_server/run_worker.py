@@ -130,4 +130,4 @@ def load_served_model(job: ServeJob) -> ServedModel:
             "the model; lower it"
         )
     engine = open_engine(job, tokenizer, dimensions, context)
-    return ServedModel((job.served_name, *job.aliases), tokenizer, engine, context)
+    return ServedModel(job.names, tokenizer, engine, context)

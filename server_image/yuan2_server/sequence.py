@@ -76,6 +76,8 @@ class Sequence:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     sink: TokenSink
+    model: str = ""
+    """The name that the request has for the model: an engine with adapters chooses by it."""
     output_ids: list[int] = field(default_factory=list)
     computed: int = 0
     id: int = field(default_factory=lambda: next(_ids))

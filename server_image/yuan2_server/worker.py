@@ -135,7 +135,10 @@ class ModelWorker:
             params = self._sampling_params(request, len(prompt_ids))
             mailbox = Mailbox(asyncio.get_running_loop())
             sequence = Sequence(
-                tuple(prompt_ids), params, self._text_stream(request, len(prompt_ids), mailbox)
+                tuple(prompt_ids),
+                params,
+                self._text_stream(request, len(prompt_ids), mailbox),
+                model=request.model,
             )
         except RequestError:
             self.metrics.requests.labels("refused").inc()

@@ -74,10 +74,30 @@ def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
     return answers(model, request["prompts"], request["length"], request["tokens"])
 
 
+@torch.no_grad()
+def score(model: str, texts: list[list[int]], tokens: int, dtype: str) -> list[list[float]]:
+    """Log-probability of each token of each text but the first, given those before it.
+
+    Only the first `tokens` ids count: the others have no text.
+    """
+    loaded = load_model(model, dtype=dtype)
+    found = []
+    for text in texts:
+        logits = loaded(input_ids=torch.tensor([text]), use_cache=False).logits[0, :-1, :tokens]
+        rows = logits.float().log_softmax(-1)
+        found.append(rows.gather(1, torch.tensor(text[1:])[:, None])[:, 0].tolist())
+    return found
+
+
 def main() -> None:
     """One JSON request from standard input, one JSON answer to standard output."""
     torch.set_num_threads(1)
-    does: dict[str, Any] = {"make": make, "adapter": adapter, "answer": lambda **request: answer(request)}
+    does: dict[str, Any] = {
+        "make": make,
+        "adapter": adapter,
+        "score": score,
+        "answer": lambda **request: answer(request),
+    }
     requests = json.load(sys.stdin)
     sys.stdout.write(json.dumps([does[name](**request) for name, request in requests]))
 

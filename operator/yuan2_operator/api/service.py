@@ -27,6 +27,7 @@ from yuan2_operator.api.pods import (
 )
 from yuan2_operator.api.schema import DnsName, Spec, Status, list_map, rules
 from yuan2_operator.api.service_engine import (
+    ADAPTER_RULE,
     ARGUMENT_RULES,
     ENGINE_RULES,
     EngineArguments,
@@ -44,10 +45,15 @@ ONE_MODEL = rules(
     (
         "has(self.fineTuneRef) != has(self.source)",
         "model: name exactly one of fineTuneRef (a Yuan2FineTune) and source (a model directory)",
-    )
+    ),
+    (
+        "!has(self.adapters) || !self.adapters.exists(adapter, adapter.name == self.name || "
+        "(has(self.aliases) && adapter.name in self.aliases))",
+        "model.adapters: an adapter needs a name that the model does not have",
+    ),
 )
 WORKER_RULES = rules(*gpu_rules("worker"), *ENGINE_RULES)
-ROOT_RULES = rules(*NAME_RULES)
+ROOT_RULES = rules(*NAME_RULES, ADAPTER_RULE)
 
 
 ModelName = Annotated[
@@ -55,6 +61,15 @@ ModelName = Annotated[
 ]
 Origin = Annotated[str, Field(max_length=253, pattern=r"^(\*|https?://[^/\s]+)$")]
 GraceSeconds = Annotated[int, Field(ge=1, le=86_400)]
+
+
+class ServedAdapter(Spec):
+    """A LoRA adapter that is served beside the model."""
+
+    name: ModelName
+    """What clients put into `model` to ask it."""
+    source: ClaimLocation
+    """Its directory in PEFT's layout, such as OUTPUT/adapter of a Yuan2FineTune with the same base."""
 
 
 class ServiceModel(Spec):
@@ -68,6 +83,10 @@ class ServiceModel(Spec):
     """A Yuan2FineTune of the same namespace; its model is served once it is complete."""
     source: ClaimLocation | None = None
     """A model directory: config.json, weights and tokenizer in the published layout."""
+    adapters: Annotated[list[ServedAdapter], Field(max_length=32, json_schema_extra=list_map("name"))] = (
+        Field(default_factory=list)
+    )
+    """LoRA adapters that vLLM serves beside the model, in the same batch."""
 
 
 class Placement(Spec):

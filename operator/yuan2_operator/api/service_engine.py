@@ -14,6 +14,11 @@ Quantization = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]
 # The API server also judges the default of the section, `{}`, in which no field is set.
 _GPUS = "(has(self.gpusPerWorker) && self.gpusPerWorker > 0)"
 _VLLM = f"(has(self.engine) && (self.engine == 'vllm' || (self.engine == 'auto' && {_GPUS})))"
+ADAPTER_RULE = (
+    f"!has(self.spec.model.adapters) || size(self.spec.model.adapters) == 0 || "
+    f"(has(self.spec.worker) && {_VLLM.replace('self.', 'self.spec.worker.')})",
+    "model.adapters: the built-in engine has none; set worker.engine: vllm",
+)
 _ARGUMENT_NAMES = "self.all(name, name.matches('^[a-z][a-z0-9-]*$'))"
 
 ENGINE_RULES = (

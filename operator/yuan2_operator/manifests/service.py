@@ -171,7 +171,7 @@ def controller(plan: ServicePlan) -> Manifest:
 def worker(plan: ServicePlan) -> Manifest:
     """The model worker: the only component that mounts the model and may have GPUs."""
     wanted = plan.spec.worker
-    volumes = claims(plan.model)
+    volumes = claims(plan.model, plan.spec)
     shared_mounts, shared_volumes = shared_memory(plan)
     container = pods.container(
         COMPONENT_WORKER,

@@ -108,14 +108,19 @@ def references(spec: ServiceSpec, model: ServedModel | None) -> tuple[Reference,
             "spec.model.source" if model.fine_tune is None else f"spec.model.fineTuneRef {model.fine_tune}"
         )
         found += [Reference("PersistentVolumeClaim", claim, field) for claim in claims(model)]
+    for adapter in spec.model.adapters:
+        claim = adapter.source.persistent_volume_claim.claim_name
+        found.append(Reference("PersistentVolumeClaim", claim, f"spec.model.adapters {adapter.name}"))
     if spec.api.keys_secret is not None:
         found.append(Reference("Secret", spec.api.keys_secret.name, "spec.api.keysSecret"))
     return tuple(found)
 
 
-def claims(model: ServedModel) -> tuple[str, ...]:
-    """The distinct claims that hold a model."""
+def claims(model: ServedModel, spec: ServiceSpec | None = None) -> tuple[str, ...]:
+    """The distinct claims that hold a model and, with its `spec`, the adapters beside it."""
     named = [model.claim_name, *([model.adapter.claim_name] if model.adapter is not None else [])]
+    beside = [] if spec is None else spec.model.adapters
+    named += [adapter.source.persistent_volume_claim.claim_name for adapter in beside]
     return tuple(dict.fromkeys(named))
 
 
@@ -216,7 +221,7 @@ def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:
         device="cuda" if spec.worker.gpus_per_worker else "cpu",
         gpus=spec.worker.gpus_per_worker,
         precision=spec.worker.precision,
-        vllm=_vllm(spec.worker) if uses_vllm(spec.worker) else None,
+        vllm=_vllm(spec) if uses_vllm(spec.worker) else None,
         max_model_length=spec.worker.max_model_length,
         max_concurrent_requests=spec.worker.max_concurrent_requests,
     )
@@ -240,17 +245,24 @@ def _job(owner: Owner, spec: ServiceSpec, model: ServedModel) -> ServeJob:
     )
 
 
-def _vllm(worker: ServiceWorker) -> VllmOptions:
+def _vllm(spec: ServiceSpec) -> VllmOptions:
+    worker = spec.worker
+    places = {adapter.name: adapter.source.persistent_volume_claim for adapter in spec.model.adapters}
     return VllmOptions(
         gpu_memory_utilization=worker.gpu_memory_utilization,
         quantization=worker.quantization,
         prefix_caching=worker.prefix_caching is not False,
+        adapters={name: _directory(place.claim_name, place.path) for name, place in places.items()},
         engine_args=worker.engine_args,
     )
 
 
 def _path_of(place: ModelPlace) -> str:
-    return str(CLAIMS_DIRECTORY / place.claim_name / place.path)
+    return _directory(place.claim_name, place.path)
+
+
+def _directory(claim: str, path: str) -> str:
+    return str(CLAIMS_DIRECTORY / claim / path)
 
 
 def _note(model: ServedModel, finetune: FineTuneStatus | None) -> str:
@@ -271,7 +283,7 @@ def _told(job: ServeJob, component: str) -> tuple[str, ...]:
 
     What has its default is left out: a field that a later operator adds replaces no pod.
     """
-    names = (job.served_name, *job.aliases)
+    names = job.names
     if component == COMPONENT_WORKER:
         model = (job.model_path, *([job.adapter_path] if job.adapter_path is not None else []))
         return (*names, *model, _changed(job.worker))

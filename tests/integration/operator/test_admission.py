@@ -39,6 +39,7 @@ SERVICE: dict[str, Any] = {
     "metadata": {"name": "alpaca", "namespace": NAMESPACE},
     "spec": {"model": {"name": "yuan2", "fineTuneRef": {"name": "alpaca-zh"}}},
 }
+ADAPTER = {"name": "terse", "source": {"persistentVolumeClaim": {"claimName": "m", "path": "terse"}}}
 PLACEMENT: dict[str, Any] = {
     "nodeSelector": {"pool": "gpu"},
     "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}],
@@ -549,6 +550,14 @@ BAD_SERVICES = {
     "an argument that is not supported": (
         {"worker": {"engine": "vllm", "engineArgs": {"speculative-config": "{}"}}},
         "engineArgs: speculative-config is not supported: Yuan 2.0 cannot take back its filter's state",
+    ),
+    "adapters, builtin": (
+        {"model": {"adapters": [ADAPTER]}},
+        "model.adapters: the built-in engine has none; set worker.engine: vllm",
+    ),
+    "an adapter with the model's name": (
+        {"worker": {"engine": "vllm"}, "model": {"adapters": [ADAPTER | {"name": "yuan2"}]}},
+        "model.adapters: an adapter needs a name that the model does not have",
     ),
     "an argument with dashes": (
         {"worker": {"engine": "vllm", "engineArgs": {"--block-size": "32"}}},

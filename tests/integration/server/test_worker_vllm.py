@@ -32,12 +32,13 @@ def queue_length(service: Service) -> int:
     return int(httpx.post(service.worker.url + "/worker_get_status").json()["queue_length"])
 
 
-def assert_alike(service: Service, vllm: str, builtin: str) -> None:
+def assert_alike(service: Service, vllm: str, builtin: str, model: str = "yuan2") -> None:
     """Greedily and in fp32, with penalties too: texts, tokens and log-probabilities."""
     for number, prompt in enumerate(PROMPTS):
         penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2}
         asked = {"prompt": prompt, "max_new_tokens": 24, "logprobs": 3, **(penalties if number % 2 else {})}
-        theirs, ours = (stream(service, url=url, **asked)[-1] for url in (vllm, builtin))
+        theirs = stream(service, url=vllm, model=model, **asked)[-1]
+        ours = stream(service, url=builtin, **asked)[-1]
         assert (theirs["text"], theirs["usage"]) == (ours["text"], ours["usage"])
         assert theirs["logprobs"]["tokens"] == ours["logprobs"]["tokens"]
         scores = ours["logprobs"]["token_logprobs"]
@@ -64,24 +65,31 @@ def post_status(worker: Program) -> list[str]:
     return found
 
 
-def test_a_worker_with_an_adapter_answers_as_merged_and_finishes_when_it_is_asked_to_leave(
+def test_a_worker_with_adapters_answers_as_merged_and_finishes_when_it_is_asked_to_leave(
     vllm_service: Service, stack: Stack, tmp_path: Path
 ) -> None:
-    adapter(str(tmp_path / "adapter"), str(vllm_service.model), rank=4, seed=3)
+    """One adapter belongs to the model, another one has a name of its own."""
+    paths = [str(tmp_path / name) for name in ("own", "terse")]
+    for seed, path in enumerate(paths):
+        adapter(path, str(vllm_service.model), rank=4, seed=seed)
     controller = stack.controller()
-    common = {"adapter_path": str(tmp_path / "adapter")}
-    job = serve_job(vllm_service.model, controller.url, vllm=EAGER_VLLM).model_copy(update=common)
-    worker = stack.worker(job)
-    bare = serve_job(vllm_service.model, "http://127.0.0.1:9").model_copy(update=common)
-    builtin, api = stack.worker(bare), stack.api(job)
+    vllm = EAGER_VLLM.model_copy(update={"adapters": {"terse": paths[1]}})
+    job = serve_job(vllm_service.model, controller.url, vllm=vllm)
+    job = job.model_copy(update={"adapter_path": paths[0]})
+    worker, api = stack.worker(job), stack.api(job)
+    bare = serve_job(vllm_service.model, "http://127.0.0.1:9")
+    builtins = [stack.worker(bare.model_copy(update={"adapter_path": path})) for path in paths]
     controller.ready("/test_connection")
-    wait_for("a model", lambda: post_status(builtin) or builtin.probe("/nothing"), 120)
-    worker.ready()
-    assert_alike(vllm_service, worker.url, builtin.url)
-    plain = stream(vllm_service, max_new_tokens=24)[-1]["text"]
-    assert stream(vllm_service, url=worker.url, max_new_tokens=24)[-1]["text"] != plain
+    for builtin in builtins:
+        wait_for("a model", lambda builtin=builtin: post_status(builtin) or builtin.probe("/nothing"), 120)
+    assert post_status(worker.ready()) == ["yuan2", "terse"]
+    assert_alike(vllm_service, worker.url, builtins[0].url)
+    assert_alike(vllm_service, worker.url, builtins[1].url, model="terse")
+    urls = (vllm_service.worker.url, *(builtin.url for builtin in builtins))
+    assert len({stream(vllm_service, url=url, max_new_tokens=24)[-1]["text"] for url in urls}) == 3
 
     client = vllm_service.client(api.ready())
+    assert {card.id for card in client.models.list()} == {"yuan2", "terse"}
     answers = iter(client.chat.completions.create(**QUESTION, stream=True, max_tokens=300))
     next(chunk for chunk in answers if chunk.choices[0].delta.content)
     worker.process.terminate()

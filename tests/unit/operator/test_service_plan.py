@@ -97,6 +97,26 @@ def test_what_only_vllm_has_is_told_to_it():
     )
 
 
+def test_adapters_are_told_to_vllm_and_their_claims_must_exist():
+    adapter = {
+        "name": "terse",
+        "source": {"persistentVolumeClaim": {"claimName": "tuned", "path": "a/adapter"}},
+    }
+    spec = spec_of(
+        model={"name": "yuan2", "source": SOURCE, "adapters": [adapter]}, worker={"engine": "vllm"}
+    )
+    plan = plan_of(spec)
+    assert plan.job.worker.vllm.adapters == {"terse": "/mnt/claims/tuned/a/adapter"}
+    assert plan.job.names == ("yuan2", "terse")
+    assert Reference("PersistentVolumeClaim", "tuned", "spec.model.adapters terse") in references(
+        spec, plan.model
+    )
+    worker = manifest(plan, "Deployment", "alpaca-worker")["spec"]["template"]["spec"]
+    mounts = [mount["mountPath"] for mount in worker["containers"][0]["volumeMounts"]]
+    assert "/mnt/claims/tuned" in mounts
+    assert revision(plan, "worker") != revision(plan_of(spec_of(worker={"engine": "vllm"})), "worker")
+
+
 def test_pods_of_an_earlier_operator_are_not_replaced():
     """They are told no word of vLLM, as before there were two engines, and an older image reads their job."""
     assert "vllm" not in plan_of().job.to_json()

@@ -93,7 +93,17 @@ def test_adapters_of_any_rank_find_their_bound(tmp_path: Path, rank, bound):
     assert lora_rank(tmp_path) == bound
     arguments = own_arguments(job, VllmOptions(), 128, None)
     assert f"--max-lora-rank={bound}" in arguments
+    assert "--max-loras=1" in arguments
     assert "--enable-lora" in arguments
+
+
+def test_adapters_share_the_largest_rank_and_have_room_for_all(tmp_path: Path):
+    for name, rank in (("a", 4), ("b", 60)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    vllm = VllmOptions(adapters={name: str(tmp_path / name) for name in "ab"})
+    arguments = own_arguments(serve_job(tmp_path, "http://c"), vllm, 128, None)
+    assert {"--max-lora-rank=64", "--max-loras=2", "--enable-lora"} <= set(arguments)
 
 
 @pytest.mark.parametrize(

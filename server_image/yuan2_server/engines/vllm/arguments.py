@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from yuan2_core.contract import ServeJob
 from yuan2_core.engine import OWNED_ARGUMENTS, REFUSED_ARGUMENTS, VllmOptions
 from yuan2_core.errors import UserError
+from yuan2_server.engines.vllm.engine import BASE
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -57,14 +58,23 @@ def own_arguments(job: ServeJob, vllm: VllmOptions, context: int, cache_bytes: i
         "gpu-memory-utilization": vllm.gpu_memory_utilization,
         "quantization": vllm.quantization,
         "kv-cache-memory-bytes": cache_bytes,
-        "max-lora-rank": None if job.adapter_path is None else lora_rank(Path(job.adapter_path)),
     }
+    adapters = [Path(path) for path in adapter_paths(job, vllm).values()]
+    if adapters:
+        values["max-lora-rank"] = max(map(lora_rank, adapters))
+        values["max-loras"] = len(adapters)
     switches = [
         "enable-prefix-caching" if vllm.prefix_caching else "no-enable-prefix-caching",
-        *([] if job.adapter_path is None else ["enable-lora"]),
+        *(["enable-lora"] if adapters else []),
     ]
     pairs = [f"--{name}={value}" for name, value in values.items() if value is not None]
     return [*pairs, *(f"--{name}" for name in switches)]
+
+
+def adapter_paths(job: ServeJob, vllm: VllmOptions) -> dict[str, str]:
+    """Directories of adapters by the name that asks for them; that of the model itself has an empty name."""
+    own = {} if job.adapter_path is None else {BASE: job.adapter_path}
+    return own | vllm.adapters
 
 
 def user_arguments(given: Mapping[str, str], options: Mapping[str, Any]) -> list[str]:

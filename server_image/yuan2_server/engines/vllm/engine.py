@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -24,13 +24,16 @@ log = logging.getLogger(__name__)
 STEP_SECONDS = 600.0
 """Requests that all get no token for longer are taken for a step that never ends."""
 WARM_TOKENS = 2
+BASE = ""
+"""Key of the adapter that belongs to the model itself."""
 
 
 class VllmEngine:
     """`seam.Engine` in front of an `AsyncLLM`.
 
     `open_llm` is called on the engine's thread, where it has a running event loop; `rows` are those of the
-    model's logits.
+    model's logits; `adapters` are vLLM's requests for adapters by the names that clients ask for, and for
+    `BASE`.
     """
 
     def __init__(
@@ -38,14 +41,14 @@ class VllmEngine:
         open_llm: Callable[[], Any],
         max_requests: int,
         rows: int,
-        adapter: Any | None = None,
+        adapters: Mapping[str, Any] | None = None,
         step_seconds: float = STEP_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_llm = open_llm
         self._max_requests = max_requests
         self._rows = rows
-        self._adapter = adapter
+        self._adapters = adapters or {}
         self._step_seconds = step_seconds
         self._clock = clock
         self._llm: Any = None
@@ -115,8 +118,9 @@ class VllmEngine:
     async def _warm(self) -> None:
         self._llm = self._open_llm()
         params = _sampling(temperature=0.0, max_tokens=WARM_TOKENS, ignore_eos=True, detokenize=False)
-        async for _ in self._llm.generate(_prompt([0]), params, "warm-up", lora_request=self._adapter):
-            pass
+        for adapter in self._adapters.values() or [None]:
+            async for _ in self._llm.generate(_prompt([0]), params, "warm-up", lora_request=adapter):
+                pass
 
     def _begin(self, work: Sequence) -> None:
         task = self._loop.create_task(self._answer(work))
@@ -152,7 +156,7 @@ class VllmEngine:
             _prompt(list(work.prompt_ids)),
             _sampling(**settings(work.params, self._rows)),
             str(work.id),
-            lora_request=self._adapter,
+            lora_request=self._adapters.get(work.model, self._adapters.get(BASE)),
         )
         # Closing it before its end, at a stop string or when cancelled, aborts the request.
         async with aclosing(outputs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,13 @@ from yuan2_core.engine import VllmOptions
 from yuan2_core.errors import UserError
 from yuan2_core.host_memory import available_bytes
 from yuan2_core.processors import available_cpus
-from yuan2_server.engines.vllm.arguments import check_ranks, cpu_cache_bytes, engine_arguments, one_line
+from yuan2_server.engines.vllm.arguments import (
+    adapter_paths,
+    check_ranks,
+    cpu_cache_bytes,
+    engine_arguments,
+    one_line,
+)
 from yuan2_server.engines.vllm.engine import VllmEngine
 from yuan2_server.job import EngineFailedError
 
@@ -49,7 +56,12 @@ def open_vllm(job: ServeJob, vllm: VllmOptions, dimensions: Dimensions, context:
 
         return AsyncLLM.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
 
-    engine = VllmEngine(open_llm, job.worker.max_concurrent_requests, dimensions.vocab_size, _adapter(job))
+    engine = VllmEngine(
+        open_llm,
+        job.worker.max_concurrent_requests,
+        dimensions.vocab_size,
+        _adapters(adapter_paths(job, vllm)),
+    )
     try:
         engine.start()
     except Exception as error:
@@ -99,9 +111,9 @@ def _cpu_cache(job: ServeJob, dimensions: Dimensions, context: int) -> int:
     return cpu_cache_bytes(available_bytes() or weights + wanted, weights, wanted)
 
 
-def _adapter(job: ServeJob) -> Any | None:
-    if job.adapter_path is None:
-        return None
+def _adapters(paths: Mapping[str, str]) -> dict[str, Any]:
+    if not paths:
+        return {}
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest("adapter", 1, job.adapter_path)
+    return {name: LoRARequest(f"adapter-{n}", n, path) for n, (name, path) in enumerate(paths.items(), 1)}
