@@ -8,7 +8,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import cleanup, controlplane, network, node, registry
+from . import cleanup, controlplane, network, node, registry, rules
 from .apt import ensure_packages
 from .cleanup import Host
 from .command import deferred_interrupts, exclusive, run, step, wait_until
@@ -134,7 +134,8 @@ def _start_node(cache: Cache, plane: ControlPlane, processes: Processes, fresh: 
         address = registry.ensure_registry(cache)
     with step("containerd"):
         image = f"yuan2.dev/pause:{plane.binaries['pause'].parent.name.rsplit('-', 1)[1]}"
-        node.write_configs(plane, cache, image)
+        if node.KUBE_PROXY_FILE in node.write_configs(plane, cache, image):
+            processes.stop("kube-proxy")  # it is about to end by itself; who asks now would still see it live
         processes.ensure("containerd", node.containerd_argv(plane.state))
         cleanup.await_containerd(plane.state, processes)
         if fresh:
@@ -171,7 +172,8 @@ def _await_node(plane: ControlPlane, processes: Processes) -> None:
             conditions = client.get(f"/api/v1/nodes/{node.NODE_NAME}")["status"].get("conditions", [])
         except (OSError, ClusterError):
             return False
-        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions) and _dns_ready(plane)
+        is_ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+        return is_ready and _dns_ready(plane) and rules.reaches_api(network.API_SERVICE)
 
     wait_until("node", ready, _NODE_SECONDS, interval=0.1)
 

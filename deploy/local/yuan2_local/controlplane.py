@@ -10,7 +10,7 @@ from . import kubeconfig
 from .certs import certificates, ensure_pki
 from .client import Client
 from .command import wait_until
-from .network import POD_SUBNET, SERVICE_SUBNET
+from .network import API_SERVICE, POD_SUBNET, SERVICE_SUBNET
 from .paths import State
 from .ports import LOOPBACK
 from .processes import Processes
@@ -151,7 +151,7 @@ def _component_flags(plane: ControlPlane, name: str) -> list[str]:
 
 def prepare(plane: ControlPlane) -> None:
     """Certificates and kubeconfigs; what is there already stays."""
-    addresses = sorted({plane.address, LOOPBACK, "10.96.0.1"})
+    addresses = sorted({plane.address, LOOPBACK, API_SERVICE})
     ensure_pki(plane.state.pki, certificates(plane.node, addresses, plane.address))
     users = ["controller-manager"]
     if plane.with_node:

@@ -13,6 +13,8 @@ BRIDGE = "cni0"
 NODE_ADDRESS = "10.244.0.1"
 POD_SUBNET = "10.244.0.0/16"
 SERVICE_SUBNET = "10.96.0.0/16"
+API_SERVICE = "10.96.0.1"
+"""Where pods find the API server: the first address of the subnet."""
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 

@@ -18,6 +18,7 @@ from .rules import CNI_NETWORK
 
 NODE_NAME = "local"
 CLUSTER_DOMAIN = "cluster.local"
+KUBE_PROXY_FILE = "kube-proxy.yaml"
 _MAX_PODS = 250
 _CNI_BIN_DIRS = ("/usr/lib/cni", "/opt/cni/bin")
 
@@ -188,8 +189,12 @@ def has_nameserver(resolv_conf: str) -> bool:
     return any(line.split()[:1] == ["nameserver"] for line in resolv_conf.splitlines())
 
 
-def write_configs(plane: ControlPlane, cache: Cache, sandbox_image: str) -> None:
-    """Render every configuration file of the node."""
+def write_configs(plane: ControlPlane, cache: Cache, sandbox_image: str) -> set[str]:
+    """Render every configuration file of the node; gives the names of those that are new or different.
+
+    The others are not touched: kube-proxy watches its file and ends when it is written, even with the same
+    text (initWatcher in cmd/kube-proxy/app/options.go).
+    """
     state = plane.state
     (state.config / "cni").mkdir(parents=True, exist_ok=True)
     host = Path("/etc/resolv.conf")
@@ -198,13 +203,19 @@ def write_configs(plane: ControlPlane, cache: Cache, sandbox_image: str) -> None
         "containerd.toml": containerd_config(state, cache, sandbox_image, cni_bin_dir()),
         "cni/10-yuan2.conflist": json.dumps(cni_config(state), indent=2),
         "kubelet.yaml": json.dumps(kubelet_config(state), indent=2),
-        "kube-proxy.yaml": json.dumps(kube_proxy_config(state, plane.ports), indent=2),
+        KUBE_PROXY_FILE: json.dumps(kube_proxy_config(state, plane.ports), indent=2),
         "Corefile": corefile(state, upstream, plane.ports["coredns-ready"]),
         # Pods that ask for the node's own DNS get our server too, without the host's search domains.
         "resolv.conf": f"nameserver {NODE_ADDRESS}\n",
     }
-    for name, text in files.items():
-        (state.config / name).write_text(text)
+    return {name for name, text in files.items() if _write_if_different(state.config / name, text)}
+
+
+def _write_if_different(path: Path, text: str) -> bool:
+    if path.exists() and path.read_text() == text:
+        return False
+    path.write_text(text)
+    return True
 
 
 def containerd_argv(state: State) -> list[str]:
@@ -228,7 +239,7 @@ def kubelet_argv(plane: ControlPlane) -> list[str]:
 
 def kube_proxy_argv(plane: ControlPlane) -> list[str]:
     """kube-proxy."""
-    return [str(plane.binaries["kube-proxy"]), f"--config={plane.state.config / 'kube-proxy.yaml'}"]
+    return [str(plane.binaries["kube-proxy"]), f"--config={plane.state.config / KUBE_PROXY_FILE}"]
 
 
 def coredns_argv(plane: ControlPlane) -> list[str]:

@@ -53,6 +53,17 @@ def nft_tables() -> list[str]:
     return [line.removeprefix("table ") for line in run(["nft", "list", "tables"]).splitlines()]
 
 
+def reaches_api(address: str) -> bool:
+    """Whether kube-proxy has written its rules, by that for the API server's Service.
+
+    Before it has, what pods send there leaves the machine by its default route, and whoever is out there
+    answers.
+    """
+    if "ip kube-proxy" not in nft_tables():
+        return False
+    return f"{address} . tcp" in run(["nft", "list", "map", "ip", "kube-proxy", "service-ips"])
+
+
 def remove_rules(tables_before: Collection[str]) -> None:
     """Remove our rules, and the empty tables that iptables made for them and that were not there before."""
     if shutil.which("iptables-save") and shutil.which("nft"):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.cluster import TestCluster
+from yuan2_local import cluster
 from yuan2_local.errors import ClusterError
 
 pytestmark = pytest.mark.node
@@ -103,6 +104,9 @@ def pair(image: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def space(node_cluster: TestCluster) -> Iterator[TestCluster]:
+    cluster.up(
+        node_cluster.cache, node_cluster.state, with_node=True
+    )  # as `make demo` does on a node that runs
     objects = {"apiVersion": "v1", "kind": "List", "items": pair(node_cluster.image("python"))}
     node_cluster.kubectl("create", "namespace", NAMESPACE)
     try:

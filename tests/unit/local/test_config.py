@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -127,3 +129,18 @@ def test_our_own_kubeconfig_is_not_another_cluster() -> None:
     assert not is_foreign({"YUAN2_STATE": "/s", "KUBECONFIG": str(own)})
     assert not is_foreign({})
     assert is_foreign({"KUBECONFIG": "/home/someone/.kube/config"})
+
+
+def test_the_files_of_a_node_that_runs_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kube-proxy ends when its file is written: a second `up` left a node without services."""
+    monkeypatch.setattr(node, "cni_bin_dir", lambda: "/opt/cni/bin")
+    made = dataclasses.replace(plane(), state=State(tmp_path))
+    cache = Cache(tmp_path / "cache")
+    assert node.KUBE_PROXY_FILE in node.write_configs(made, cache, "pause:1")
+    config = made.state.config / node.KUBE_PROXY_FILE
+    os.utime(config, (1, 1))
+    assert node.write_configs(made, cache, "pause:1") == set()
+    assert config.stat().st_mtime == 1
+    assert node.write_configs(made, cache, "pause:2") == {"containerd.toml"}
