@@ -99,6 +99,13 @@ soak-kill: $(VENV)/.ok ## Runs killed in every phase, ten by chance (YUAN2_KILL_
 e2e: $(VENV)/.ok ## On the real node
 	$(PYTEST) tests/e2e -q
 
+.PHONY: lifecycle e2e-lifecycle
+lifecycle: $(VENV)/.ok ## The demo: Ctrl-C while it trains, again to the end, demo-down
+	$(PYTEST) tests/lifecycle -q -m "not long"
+
+e2e-lifecycle: $(VENV)/.ok ## The same for each of its steps, and on a cluster that KUBECONFIG names (not part of test)
+	$(PYTEST) tests/lifecycle -q
+
 .PHONY: mutation
 MUTATION := build/mutation/tool
 $(MUTATION)/.ok: requirements/mutation.txt $(VENV)/.ok

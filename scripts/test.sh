@@ -34,6 +34,7 @@ if command -v go >/dev/null || [ -x /usr/local/go/bin/go ]; then stage build mak
 stage integration make --no-print-directory integration
 stage processors make --no-print-directory processors
 stage e2e make --no-print-directory e2e
+stage lifecycle make --no-print-directory lifecycle
 printf '\n' && "${PYTHON:-python3}" scripts/durations.py "$results"
 if [ ${#failed[@]} = 0 ]; then echo "test: all stages passed in $SECONDS s"; else echo "test: FAILED: ${failed[*]}"; fi
 exit $status
