@@ -127,7 +127,8 @@ class DPO(Contract):
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How far the model may move from the one it starts from: the higher, the less."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    # Not lt=0.5: the API server cuts a bound to whole numbers where the value is one, and refused 0.
+    label_smoothing: Annotated[float, Field(ge=0, le=0.49)] = 0.0
     """Share of the pairs whose two answers may have been swapped (conservative DPO)."""
 
 

@@ -106,6 +106,13 @@ def test_every_field_that_a_user_writes_is_described():
     assert silent == []
 
 
+def test_bounds_that_exclude_are_whole_numbers():
+    """Where a value is a whole number, the API server cuts the bound to one: 0 is not less than 0.5 there."""
+    for _, path, node in ALL_NODES:
+        for bound, excludes in (("maximum", "exclusiveMaximum"), ("minimum", "exclusiveMinimum")):
+            assert not node.get(excludes) or node[bound] == int(node[bound]), path
+
+
 def test_every_rule_has_a_sentence():
     for _, path, node in ALL_NODES:
         for rule in node.get(RULES, ()):
