@@ -144,7 +144,7 @@ bench-path: $(VENV)/.ok ## Numbers of the whole path, to build/bench/path.json
 bench-data: $(VENV)/.ok ## Memory for 0.8 million conversations, to build/bench/data.json
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.data
 
-bench-operator: $(VENV)/.ok ## Requests and memory of the operator, to build/bench/operator.json (with Go)
+bench-operator: $(VENV)/.ok ## The operator: requests, memory, many runs on simulated nodes, to build/bench/operator.json (with Go)
 	PYTHONPATH=$(PATHS) $(PY) -m tests.bench.operating
 
 bench-prepare: $(VENV)/.ok $(FASTCHAT)/.ok ## Preparation of data against FastChat's, to build/bench/prepare.json

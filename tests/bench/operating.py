@@ -1,4 +1,5 @@
-"""`make bench-operator`: what the operator asks of the API server in a long run, and its memory after work.
+"""`make bench-operator`: what the operator asks of the API server in a long run, its memory after work, and
+many runs at once (`tests.bench.fleet`).
 
 Requests of a run are counted by a simulated clock (`tests.bench.simulated`). Memory is that of the operator
 as a process of its own on a real control plane, where nodes are played, so that many FineTunes can come,
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.bench import fleet
 from tests.bench.report import Report, Row, at_most, options, plain
 from tests.bench.simulated import Run, Simulation
 from tests.integration.operator.finetune_bench import Bench, bench
@@ -28,8 +30,9 @@ from tests.support.waiting import wait_for
 RUNS = (Run(50, 20, 2), Run(5 * 3600, 1500, 10), Run(47 * 3600, 406, 1))
 """The demo's, one of five hours, and the published one of 102B."""
 FINETUNES = 100
-REST_SECONDS = 30.0
-API_CALLS = 20
+REST_SECONDS = 15.0
+CALLS_A_RUN = 15
+"""And one a minute."""
 MEGABYTES = 90.0
 
 
@@ -37,11 +40,15 @@ def main() -> None:
     """Measure and write build/bench/operator.json."""
     arguments = options(__doc__).parse_args()
     report = Report("operator", arguments)
+    sizes = fleet.SMALL if arguments.small else fleet.FULL
     with running_control_plane(f"bench-{os.getpid()}") as made, tempfile.TemporaryDirectory() as name:
         if arguments.small:
             rows = measure(made, Path(name), RUNS[:1], finetunes=2, rest=1.0)
         else:
             rows = measure(made, Path(name))
+    # With a cluster of its own, whose controllers are started otherwise.
+    with running_control_plane(f"fleet-{os.getpid()}") as made, tempfile.TemporaryDirectory() as name:
+        rows += fleet.measure(made, Path(name), sizes)
     report.write(rows)
 
 
@@ -60,9 +67,8 @@ def _requests(run: Run) -> Row:
     made = Simulation(run).go()
     count = sum(made.requests.values())
     sizes = f"simulated clock, {run}; {made.requests['status']} writes of the status"
-    return at_most(
-        plain("requests to the API server, creation to Complete", count, "requests", sizes), API_CALLS
-    )
+    limit = CALLS_A_RUN + run.end // 60
+    return at_most(plain("requests to the API server, creation to Complete", count, "requests", sizes), limit)
 
 
 def _memory(cluster: TestCluster, root: Path, finetunes: int, rest: float) -> list[Row]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.bench import operating, serve
+from tests.bench import fleet, operating, serve
 from tests.bench.operating import RUNS
+from tests.support.cluster import running_control_plane
 from tests.support.training import REPOSITORY
 
 FOLDERS = ("core", "operator", "trainer_image", "server_image", "deploy/local", "deploy/demo", ".")
@@ -58,6 +59,17 @@ def test_the_operator_handles_finetunes_one_after_the_other(control_plane: Any, 
     rows = [asdict(row) for row in operating.measure(control_plane, tmp_path, RUNS[:1], 2, rest=0.1)]
     check(rows)
     assert all(row["value"] > 10 for row in rows if row["unit"] == "MB")
+
+
+@pytest.mark.cluster
+def test_many_runs_at_once(tmp_path: Path) -> None:
+    with running_control_plane(f"fleet-{os.getpid()}") as cluster:
+        rows = [asdict(row) for row in fleet.measure(cluster, tmp_path, fleet.SMALL)]
+    check(rows)
+    units = {row["row"]: row["value"] for row in rows}
+    assert units["memory of the operator with runs that report"] > 10
+    assert units["a rank's failure to all pods of the next attempt, longest"] > 0
+    assert units["writes at a cold start"] == 0
 
 
 def test_both_sides_of_a_service_answer(tmp_path: Path) -> None:

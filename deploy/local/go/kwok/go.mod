@@ -1,6 +1,7 @@
+// kwok, for benchmarks on simulated nodes.
 module yuan2.dev/local/kwok
 
-go 1.25.0
+go 1.26.0
 
 tool sigs.k8s.io/kwok/cmd/kwok
 
