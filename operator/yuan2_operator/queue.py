@@ -98,7 +98,9 @@ class WorkQueue:
     async def _work(self, after: asyncio.Event | None) -> None:
         if after is not None:
             await after.wait()
-        while True:
+        worker = asyncio.current_task()
+        # A pass can swallow the cancellation: before Python 3.12 `wait_for` does, when what it awaits is done at that moment.
+        while worker is None or not worker.cancelling():
             key = await self._ready.get()
             self._queued.discard(key)
             self._active[key] = asyncio.get_running_loop().time()

@@ -86,6 +86,24 @@ async def test_different_keys_are_worked_on_side_by_side():
         await until(meeting.is_set)
 
 
+async def test_a_pass_that_swallows_its_cancellation_ends_the_worker_too():
+    under_way = asyncio.Event()
+
+    async def process(key):
+        under_way.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    queue = WorkQueue(process, workers=1, settle=0.0)
+    (worker,) = queue.start()
+    queue.add(A)
+    await under_way.wait()
+    worker.cancel()
+    done, _ = await asyncio.wait([worker], timeout=5)
+    worker.cancel()
+    assert done == {worker}
+
+
 async def test_a_failed_key_comes_back_and_success_forgets():
     outcomes = [ValueError("boom"), Unavailable("no answer"), None]
     passes = []
