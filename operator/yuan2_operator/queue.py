@@ -99,8 +99,8 @@ class WorkQueue:
         if after is not None:
             await after.wait()
         worker = asyncio.current_task()
-        # A pass can swallow the cancellation: before Python 3.12 `wait_for` does, when what it awaits is done at that moment.
-        while worker is None or not worker.cancelling():
+        # A pass can swallow the cancellation: before Python 3.12 `wait_for` does, if what it awaits is done.
+        while worker is None or not worker.cancelling():  # type: ignore[attr-defined]  # the operator needs 3.11
             key = await self._ready.get()
             self._queued.discard(key)
             self._active[key] = asyncio.get_running_loop().time()
