@@ -59,7 +59,7 @@ class ModelLocation(Contract):
     """A model directory as the pod sees it."""
 
     size: ModelSize
-    """A preset whose dimensions `config.json` must have, or `custom` for whatever it has."""
+    """A preset, whose dimensions `config.json` must match, or `custom` for any dimensions."""
     path: str
     """Directory with config.json, weights and tokenizer in the published layout."""
 
@@ -74,7 +74,8 @@ class DatasetLocation(Contract):
     files: tuple[DataFile, ...] = ()
     """Which files below the directory `path`, each with its format and weight; none for all."""
     max_invalid_fraction: Fraction = 0.0
-    """Share of records (and of sequences left without a label) that may be dropped; more stops the run."""
+    """Largest share of records (and of sequences left without a label) that may be dropped before the run
+    stops."""
     eval_path: str | None = None
     """Conversations to evaluate on, in the same format."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -89,7 +89,7 @@ class LoRA(Contract):
     alpha: Annotated[float, Field(gt=0)] = 16
     """Scale of their product, divided by r (by its square root with `rsLora`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of a layer's inputs that the matrices do not see in a step."""
+    """Dropout on the inputs of the matrices."""
     target_modules: Annotated[
         tuple[TargetModule, ...],
         Field(min_length=1, max_length=7, json_schema_extra={"uniqueItems": True}),
@@ -115,7 +115,7 @@ class Method(Contract):
     lora: LoRA | None = None
     """Train low-rank matrices beside frozen weights."""
     qlora: QLoRA | None = None
-    """The same beside 4-bit weights."""
+    """The same, with the frozen weights in 4 bits."""
 
 
 class SFT(Contract):
@@ -188,13 +188,13 @@ class Training(Contract):
     max_length: Annotated[int, Field(ge=8, le=INT_LIMIT)] = 1024
     """Longest sequence in tokens; a longer one loses its oldest turns."""
     micro_batch_size: PositiveInt = 4
-    """Sequences a process takes through the model at once; with `packing`, rows of `maxLength` at most."""
+    """Sequences that each process computes at once; with `packing`, in rows of at most `maxLength` tokens."""
     gradient_accumulation_steps: PositiveInt = 4
-    """Micro batches of each process that make one optimizer step."""
+    """Micro batches per process in one optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay; norms and biases have none."""
+    """Decoupled weight decay; not applied to norms and biases."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
     warmup_ratio: Fraction | None = None
@@ -203,14 +203,14 @@ class Training(Contract):
     warmup_steps: NaturalInt | None = None
     """Steps in which the learning rate rises from 0, instead of `warmupRatio`."""
     schedule: Schedule = "cosine"
-    """What the learning rate does after the warm-up."""
+    """Course of the learning rate after the warm-up."""
     packing: bool = True
     """Put several sequences into one row of up to `maxLength` tokens, each seeing only itself; off, rows are
-    padded. A batch counts sequences either way, so that only the time of a step changes."""
+    padded. A batch is counted in sequences either way, so only the time per step changes."""
     gradient_checkpointing: bool = True
-    """Keep only each layer's input and compute the layer again in the backward pass."""
+    """Keep only each layer's input and recompute the layer in the backward pass."""
     gradient_checkpointing_every: PositiveInt = 1
-    """Of so many layers one is computed again: 1 saves the most memory, 2 half as much at half the cost."""
+    """One layer in this many is recomputed: 1 saves the most memory, 2 half as much at half the cost."""
     tf32: bool = True
     """Let GPUs multiply fp32 matrices in TF32."""
     precision: TrainPrecision = "bf16"
@@ -229,8 +229,7 @@ class DeepSpeed(Contract):
     stage: Literal[0, 2, 3] | None = None
     """ZeRO stage; absent, `model.size` decides: 2 for 2B and custom, 3 for 51B and 102B; 0 for QLoRA."""
     offload: Offload = "none"
-    """What waits in the memory of the CPU: nothing, the optimizer's state, or the parameters as well
-    (ZeRO-3)."""
+    """What is kept in CPU memory: nothing, the optimizer's state, or the parameters as well (ZeRO-3)."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Sections merged over the configuration that the trainer makes; a key that another field decides is
     refused."""
@@ -245,10 +244,12 @@ class Checkpoint(Contract):
     every_steps: PositiveInt = 1200
     """Optimizer steps between two checkpoints."""
     every_seconds: Annotated[int, Field(ge=60, le=INT_LIMIT)] = 1800
-    """Seconds after which a checkpoint is written between those of `everySteps`, at the end of a step."""
+    """Seconds after which a checkpoint is written even before `everySteps` is reached, at the end of a
+    step."""
     keep: Annotated[PositiveInt, Field(json_schema_extra={"decidedBySize": True})] = 10
-    """Complete checkpoints of `everySteps` that are kept; the oldest goes first. Of others only the newest
-    is. Absent, 10, but of full 51B and 102B runs, whose checkpoints take 0.6 and 1.2 TB, 3 and 2."""
+    """Complete checkpoints of `everySteps` to keep; the oldest is deleted first. Of all others, only the
+    newest is kept. Absent, 10; for full fine-tuning of 51B and 102B, whose checkpoints take 0.6 and 1.2 TB, 3
+    and 2."""
 
 
 class Evaluation(Contract):
@@ -257,7 +258,8 @@ class Evaluation(Contract):
     every_steps: PositiveInt | None = None
     """Optimizer steps between two evaluations; absent, one at the end of each epoch."""
     early_stopping_patience: PositiveInt | None = None
-    """Evaluations in a row without a lower loss after which training ends; absent, it does not."""
+    """Training ends after this many evaluations in a row without a lower loss; absent, it never ends
+    early."""
     sample_answers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Held-out questions that the model answers before and after training, for `samples.jsonl`; absent, 4
     where data is held out, but none with ZeRO-3, which gathers the whole model for every token of them."""

@@ -66,9 +66,9 @@ class FineTuneModel(Spec):
     """The model that training starts from."""
 
     size: ModelSize
-    """A preset whose dimensions config.json must have, or `custom` for whatever it has."""
+    """A preset, whose dimensions config.json must match, or `custom` for any dimensions."""
     source: ClaimLocation
-    """Where its directory is: config.json, weights and tokenizer in the published layout."""
+    """The model directory: config.json, weights and tokenizer in the published layout."""
 
 
 class ConfigMapKey(Spec):
@@ -93,27 +93,28 @@ class Dataset(Spec):
     """The conversations or texts to learn."""
 
     source: Annotated[DatasetSource, Field(json_schema_extra=one_source("dataset.source"))]
-    """Where they are."""
+    """Where the conversations are."""
     format: DatasetFormat = "auto"
     """Layout of a record; `auto` looks at the first one of each file."""
     files: Annotated[tuple[DataFile, ...], Field(max_length=64, json_schema_extra=FILES_BELOW)] = ()
     """Which files of the directory that `source` names are read, each with its format and weight; absent, all
     that are called .json, .jsonl or .txt, or so and .gz."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the conversations that is held out of training, to evaluate on."""
+    """Share of the conversations held out of training for evaluation."""
     eval_source: (
         Annotated[DatasetSource, Field(json_schema_extra=one_source("dataset.evalSource"))] | None
     ) = None
     """Conversations in the same format to evaluate on, instead of `evalFraction`."""
     max_invalid_fraction: Fraction = 0.0
-    """Share of records (and of sequences left without a label) that may be dropped; more stops the run."""
+    """Largest share of records (and of sequences left without a label) that may be dropped before the run
+    stops."""
 
 
 class Workers(Spec):
     """The training pods."""
 
     replicas: Annotated[PositiveInt, Field(le=1024)] = 1
-    """Pods, one a node."""
+    """Pods, one per node."""
     gpus_per_worker: Annotated[PositiveInt, Field(le=64)] | None = None
     """GPUs of each pod, and as many processes."""
     gpu_resource: ResourceName = GPU_RESOURCE
@@ -127,23 +128,24 @@ class Workers(Spec):
     image_pull_secrets: PullSecrets = Field(default_factory=list)
     """Secrets of the registry."""
     resources: Resources = Field(default_factory=ResourceRequirements)
-    """CPU, memory and other resources of each pod, beside its GPUs. Of a pod that is given neither CPU nor
-    memory, a CPU and 4Gi for each GPU are requested, or 250m and 512Mi for each process on CPU."""
+    """CPU, memory and other resources of each pod, besides its GPUs. If neither CPU nor memory is given, a
+    pod requests one CPU and 4Gi per GPU, or 250m and 512Mi per process on CPU."""
     node_selector: NodeLabels = Field(default_factory=dict)
     """Labels that the nodes must have."""
     tolerations: Tolerations = Field(default_factory=list)
-    """Taints that the pods may run beside."""
+    """Taints that the pods tolerate."""
     affinity: Affinity | None = None
-    """Where the scheduler puts the pods."""
+    """Affinity rules of the pods."""
     priority_class_name: DnsName | None = None
     """PriorityClass of the pods."""
     termination_grace_period_seconds: Annotated[PositiveInt, Field(le=86_400)] | None = None
-    """Seconds between SIGTERM and SIGKILL, to write a checkpoint in; absent, 180 for 2B, 600 for 51B, 900 for
-    102B, 300 for custom."""
+    """Seconds between SIGTERM and SIGKILL, in which a checkpoint is written; absent, 180 for 2B, 600 for 51B,
+    900 for 102B, 300 for custom."""
     shared_memory: Quantity = "64Gi"
-    """Size limit of /dev/shm, which NCCL and data loaders use; what is used counts as the pod's memory."""
+    """Size limit of /dev/shm, which NCCL and data loaders use; what is used counts toward the pod's
+    memory."""
     env: Annotated[Environment, Field(json_schema_extra=NO_RESERVED_ENV)] = Field(default_factory=list)
-    """More environment variables, NCCL_* and the like."""
+    """Additional environment variables, such as NCCL_*."""
     pod_template: PodTemplate | None = None
     """Any other field of the pods. It wins over the fields above; what the operator decides is rejected."""
 
@@ -228,13 +230,13 @@ class FineTuneSpec(Spec):
     training: Annotated[Training, Field(json_schema_extra=TRAINING)] = Field(default_factory=Training)
     """Hyperparameters; the defaults are those of the published Yuan 2.0 recipe."""
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
-    """DeepSpeed's part."""
+    """Settings for DeepSpeed."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
-    """How often the run can be picked up again."""
+    """When checkpoints are written, and how many are kept."""
     workers: Annotated[Workers, Field(json_schema_extra=ONE_DEVICE)]
     """The training pods."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
-    """How the run is judged while it trains, on the data held out of training."""
+    """How the run is evaluated while it trains, on the data held out of training."""
     output: Output
     """Directory for checkpoints, metrics and the exported model or adapter."""
     scheduling: Annotated[Scheduling, Field(json_schema_extra=QUEUED)] = Field(default_factory=Scheduling)

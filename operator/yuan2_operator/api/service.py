@@ -78,7 +78,8 @@ class ServiceModel(Spec):
     name: ModelName
     """What clients put into `model`."""
     aliases: Annotated[list[ModelName], Field(max_length=16)] = Field(default_factory=list)
-    """Other names of the same model, such as gpt-3.5-turbo, for clients that cannot be told another."""
+    """Other names of the same model, such as gpt-3.5-turbo, for clients whose model name cannot be
+    changed."""
     fine_tune_ref: LocalObjectReference | None = None
     """A Yuan2FineTune of the same namespace; its model is served once it is complete."""
     source: ClaimLocation | None = None
@@ -93,13 +94,13 @@ class Placement(Spec):
     """Where pods may run, and what they get."""
 
     resources: Resources = Field(default_factory=ResourceRequirements)
-    """CPU, memory and other resources of each pod, beside GPUs."""
+    """CPU, memory and other resources of each pod, besides GPUs."""
     node_selector: NodeLabels = Field(default_factory=dict)
     """Labels that the nodes must have."""
     tolerations: Tolerations = Field(default_factory=list)
-    """Taints that the pods may run beside."""
+    """Taints that the pods tolerate."""
     affinity: Affinity | None = None
-    """Where the scheduler puts the pods."""
+    """Affinity rules of the pods."""
     priority_class_name: DnsName | None = None
     """PriorityClass of the pods."""
     pod_template: PodTemplate | None = None
@@ -126,7 +127,7 @@ class ServiceWorker(Placement):
     max_model_length: PositiveInt | None = None
     """Prompt and answer together, in tokens; absent, what the model's config.json allows."""
     max_concurrent_requests: PositiveInt = 64
-    """Requests of a pod that run or wait; one more is answered with 429."""
+    """Requests per pod that may run or wait; any further one is answered with 429."""
     gpu_memory_utilization: Share | None = None
     """Share of a GPU's memory that vLLM takes for weights, activations and caches; absent, vLLM's default."""
     quantization: Quantization | None = None
@@ -140,7 +141,7 @@ class ServiceWorker(Placement):
     """Other options of vLLM's command line, without the dashes in front; a switch has the value "true" or
     "false". vLLM's own parser checks them before a pod loads the model."""
     termination_grace_period_seconds: GraceSeconds = 120
-    """How long a pod that is asked to end may finish the answers it has begun."""
+    """Seconds that a terminating pod may take to finish the answers it has begun."""
 
 
 class ServiceController(Placement):
@@ -158,19 +159,19 @@ class ServiceApi(Placement):
     port: Port = PORT_API
     """Port of the pods and of the Service."""
     keys_secret: LocalObjectReference | None = None
-    """A Secret of which every value is an API key, and its key the name that usage is counted for; absent, no
-    key is asked for."""
+    """A Secret whose values are API keys; usage is counted under the name of each value. Absent, no key is
+    required."""
     cors_origins: Annotated[list[Origin], Field(max_length=32)] = Field(default_factory=list)
-    """Web pages whose scripts may ask, as origins such as https://app.example; `*` for all."""
+    """Origins of web pages whose scripts may call the API, such as https://app.example; `*` for all."""
     termination_grace_period_seconds: GraceSeconds = 120
-    """How long a pod that is asked to end may finish the answers it is passing on."""
+    """Seconds that a terminating pod may take to finish the answers it is passing on."""
 
 
 class ServiceWeb(Placement):
     """FastChat's web page to try the model; with `api.keysSecret` it asks for a key as the password."""
 
     enabled: bool = False
-    """Whether there is one."""
+    """Whether to run the web page."""
     port: Port = PORT_WEB
     """Port of the pod and of the Service."""
 
