@@ -45,6 +45,11 @@ def _below(path: str) -> str:
     return path
 
 
+def _layers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers that a list of targets means."""
+    return LINEAR_LAYERS if ALL_LINEAR in names else _distinct(names)
+
+
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
 DatasetFormat = Literal["auto", "fastchat", "openai", "alpaca", "belle", "trl", "text"]
@@ -57,7 +62,12 @@ TrainPrecision = Annotated[
 ServePrecision = Literal["bf16", "fp16", "fp32"]
 Device = Literal["cuda", "cpu"]
 Offload = Literal["none", "optimizer", "parameters"]
-TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = "all-linear"
+"""PEFT's name for all of `LINEAR_LAYERS`."""
+TargetModule = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "all-linear"
+]
 
 INT_LIMIT = 2**31 - 1
 """The largest whole number that a field takes."""
@@ -93,10 +103,11 @@ class LoRA(Contract):
     target_modules: Annotated[
         tuple[TargetModule, ...],
         Field(min_length=1, max_length=7, json_schema_extra={"uniqueItems": True}),
-        AfterValidator(_distinct),
+        AfterValidator(_layers),
     ] = ("q_proj", "v_proj")
-    """Layers that get matrices. In Yuan 2.0 `q_proj` holds queries and keys of the first half of the heads
-    and `k_proj` those of the second half: name both or neither to treat all heads alike."""
+    """Layers that get matrices; `all-linear` for all seven. In Yuan 2.0 `q_proj` holds queries and keys of
+    the first half of the heads and `k_proj` those of the second: name both or neither to treat all heads
+    alike."""
     rs_lora: bool = False
     """Divide alpha by the square root of r (arXiv 2312.03732)."""
     dora: bool = False

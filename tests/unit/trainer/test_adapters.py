@@ -123,6 +123,16 @@ def test_the_count_of_trainable_numbers_is_that_of_peft(dora: bool) -> None:
     assert trainable_parameters(job().method, dimensions) == dimensions.parameters
 
 
+@pytest.mark.parametrize("names", [["all-linear"], ["q_proj", "all-linear"]])
+def test_all_linear_means_every_linear_layer_of_the_model(names: list[str]) -> None:
+    from torch import nn
+
+    found = LoRA.model_validate({"target_modules": names}).target_modules
+    model = tiny_model()
+    linear = {name.rsplit(".", 1)[-1] for name, item in model.named_modules() if isinstance(item, nn.Linear)}
+    assert set(found) == linear - {"lm_head"}
+
+
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[None]:
     import torch.distributed as dist

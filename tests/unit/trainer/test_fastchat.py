@@ -277,6 +277,9 @@ def test_lora_flags_make_a_lora_run() -> None:
     lora = job(line).method.lora
     assert lora is not None
     assert (lora.r, lora.alpha, lora.target_modules) == (4, 32, ("q_proj", "k_proj", "down_proj"))
+    everything = job(f"{LEAST} --lora_target_modules all-linear").method.lora
+    assert everything is not None
+    assert len(everything.target_modules) == 7
     assert job(f"{LEAST} --q_lora False").method.lora is not None
     assert job(LEAST).method.full is not None
 
