@@ -96,7 +96,7 @@ processors: $(VENV)/.ok ## The tests that carry the numbers, as other kinds of p
 soak-kill: $(VENV)/.ok ## Runs killed in every phase, ten by chance (YUAN2_KILL_SEED, YUAN2_KILL_ROUNDS)
 	YUAN2_KILL_SEED=$${YUAN2_KILL_SEED:-$$RANDOM} YUAN2_KILL_ROUNDS=$${YUAN2_KILL_ROUNDS:-10} $(PYTEST) tests/integration/trainer/test_kills.py -q -s
 
-e2e: $(VENV)/.ok $(VLLM)/.ok ## On the real node
+e2e: $(VENV)/.ok ## On the real node
 	$(PYTEST) tests/e2e -q
 
 .PHONY: lifecycle e2e-lifecycle
