@@ -22,7 +22,7 @@ from yuan2_operator.plan.owner import Owner
 from yuan2_operator.status.attempts import World, advance, read_ledger
 from yuan2_operator.status.events import attempt_events, condition_events
 from yuan2_operator.status.finetune import Finding, compose
-from yuan2_operator.status.progress import Written, worth_a_pass, worth_writing
+from yuan2_operator.status.progress import Written, worth_a_pass, worth_writing, written
 
 STARTING, PREPARING, LOADING, EXPORTING = 5.0, 60.0, 60.0, 120.0
 """Seconds until the pods run, and of each phase beside the training."""
@@ -127,7 +127,11 @@ class Simulation:
 
     def _pass(self, progress: Progress | None) -> None:
         """One pass, as `FineTuneReconciler` has it."""
-        now, policy, world = self.cluster.now, self.spec.run_policy, World(self.cluster.views())
+        now, policy, world = (
+            self.cluster.now,
+            self.spec.run_policy,
+            World(self.cluster.views(), said=progress),
+        )
         ledger = advance(read_ledger(self.status), world, policy, accepted=False, now=now)
         begun = advance(ledger, world, policy, accepted=True, now=now)
         if begun.open is not None and begun.number != ledger.number:
@@ -136,7 +140,7 @@ class Simulation:
         prior, status = self.status, compose(self.spec, self.status, finding, now)
         if not worth_writing(prior, status, self._written, now):
             return
-        self.status, self._written = status, Written(status.step or 0, now)
+        self.status, self._written = status, written(self._written, prior, status, now)
         self.writes.append((now - START).total_seconds())
         self.requests["status"] += 1
         events = [

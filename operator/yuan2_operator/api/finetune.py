@@ -15,7 +15,6 @@ from yuan2_core.sections import (
     Fraction,
     Method,
     ModelSize,
-    NaturalInt,
     Objective,
     PositiveInt,
     Training,
@@ -46,6 +45,7 @@ from yuan2_operator.api.pods import (
     Resources,
     Tolerations,
 )
+from yuan2_operator.api.run_policy import RunPolicy
 from yuan2_operator.api.schema import DnsName, Quantity, Spec, Status, Timestamp, list_map
 from yuan2_operator.constants import GPU_RESOURCE
 
@@ -53,10 +53,6 @@ FineTunePhase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
 AttemptOutcome = Literal[
     "Succeeded", "Failed", "Disrupted", "Invalid", "Stalled", "Suspended", "DeadlineExceeded"
 ]
-
-SECONDS_LIMIT = 315_360_000
-"""Ten years: the longest duration that a field takes."""
-Seconds = Annotated[PositiveInt, Field(le=SECONDS_LIMIT)]
 
 ATTEMPTS_KEPT = 10
 """Attempts that `status.attempts` remembers; the oldest goes first."""
@@ -159,50 +155,6 @@ class Output(ClaimLocation):
     """Write TensorBoard logs, to the directory `tensorboard`."""
 
 
-class PhaseTimeouts(Spec):
-    """Seconds that a phase may take by rank 0's own word before all ranks are restarted; a field that is
-    absent follows from `model.size`."""
-
-    preparing: Seconds | None = None
-    """Checking and preparing the data; 4 hours when absent."""
-    loading: Seconds | None = None
-    """Loading the model or a checkpoint; an hour and 160 s for each billion parameters when absent."""
-    evaluating: Seconds | None = None
-    """A micro batch of an evaluation, or the sample answers; an hour and 72 s for each billion if absent."""
-    saving: Seconds | None = None
-    """What training waits for at a checkpoint; an hour and 120 s for each billion when absent."""
-    exporting: Seconds | None = None
-    """Writing the model or adapter at the end; an hour and 160 s for each billion when absent."""
-
-
-class RunPolicy(Spec):
-    """When a run stops, rests or starts again; may change while it runs."""
-
-    suspend: bool = False
-    """Stop the pods after a checkpoint; false again, the run goes on from it."""
-    max_restarts: Annotated[NaturalInt, Field(le=1_000_000)] = 3
-    """Failures after which the run is given up, as long as it makes no progress between them; disruptions
-    do not count."""
-    restart_window_seconds: Annotated[int, Field(ge=0, le=SECONDS_LIMIT)] = 3600
-    """Seconds since the last failure after which a newer checkpoint gives all of `maxRestarts` back."""
-    max_disruptions_without_progress: Annotated[NaturalInt, Field(le=1_000_000)] = 20
-    """Disruptions (preempted, evicted, drained, deleted or lost pods) in a row, none of which leaves a newer
-    checkpoint, that a run survives."""
-    stall_timeout_seconds: Seconds | None = None
-    """Seconds of training without an optimizer step, by rank 0's own word, after which all ranks are
-    restarted; absent, half an hour and 36 s for each billion parameters, and at least ten mean steps. A
-    `custom` model counts as the largest preset."""
-    start_timeout_seconds: Seconds = 1800
-    """Seconds that pods which run wait for those that do not; then all give their nodes back and the attempt
-    is made anew, which is not counted."""
-    phase_timeout_seconds: PhaseTimeouts = Field(default_factory=PhaseTimeouts)
-    """The same for the phases around the training."""
-    active_deadline_seconds: Seconds | None = None
-    """Seconds from the start, over all attempts, after which the run fails."""
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=SECONDS_LIMIT)] | None = None
-    """Seconds after which the pods of a finished run are removed; the resource and its status stay."""
-
-
 class Scheduling(Spec):
     """Queues and gang schedulers of the cluster; without them the default scheduler places each pod."""
 
@@ -264,6 +216,10 @@ class Attempt(Status):
     """Step of the checkpoint that it began with, 0 for none; absent if its rank 0 was never heard."""
     checkpoint_step: int | None = None
     """Step of the newest complete checkpoint, as its rank 0 last said; 0 for none."""
+    node: str | None = None
+    """The node that its failure points to: a pod crashed there, or the node was lost."""
+    gpu_hours: float | None = None
+    """Hours of all its GPUs from the moment when all pods ran; absent on CPU."""
     image: str | None = None
     """Trainer image of its pods; the next attempt has the same one unless the spec names another."""
     running_time: Timestamp | None = None
@@ -300,7 +256,7 @@ class FineTuneStatus(Status):
     conditions: Annotated[list[Condition], Field(json_schema_extra=list_map("type"))] = Field(
         default_factory=list
     )
-    """Accepted, Running, Suspended, Complete, Failed."""
+    """Accepted, Running, Suspended, Complete, Failed, Finished, Stalled, Reconciling."""
     method: str | None = None
     """The method of the spec in one word."""
     step: int | None = None
@@ -309,6 +265,8 @@ class FineTuneStatus(Status):
     """Optimizer steps of the whole run."""
     progress: str | None = None
     """`step/totalSteps`."""
+    epoch: float | None = None
+    """Passes over the data, two decimals."""
     loss: float | None = None
     """Mean loss of the last step, four decimals."""
     learning_rate: float | None = None
@@ -346,12 +304,22 @@ class FineTuneStatus(Status):
     """`disruptions` by reason."""
     disruptions_without_progress: int = 0
     """Disruptions in a row without a newer checkpoint."""
+    node_failures: dict[str, int] = Field(default_factory=dict)
+    """Attempts whose failure points to a node, by node."""
+    nodes: list[str] = Field(default_factory=list)
+    """Nodes of the newest attempt whose pods all ran, by rank."""
+    gpu_hours: float | None = None
+    """GPU hours of all attempts; absent on CPU."""
     attempts: Annotated[
         list[Attempt], Field(max_length=ATTEMPTS_KEPT, json_schema_extra=list_map("number"))
     ] = Field(default_factory=list)
     """The last attempts, oldest first."""
     last_checkpoint_step: int | None = None
     """Step of the newest complete checkpoint."""
+    last_checkpoint_time: Timestamp | None = None
+    """When the operator first heard of it."""
+    last_checkpoint_path: str | None = None
+    """Its directory in the claim of `output`."""
     resumed_from_step: int | None = None
     """Step of the checkpoint that the newest attempt began with."""
     start_time: Timestamp | None = None
@@ -371,12 +339,13 @@ PRINTER_COLUMNS: list[dict[str, Any]] = [
     {"name": "Step", "type": "string", "jsonPath": ".status.progress"},
     {"name": "Loss", "type": "number", "jsonPath": ".status.loss"},
     {"name": "ETA", "type": "string", "jsonPath": ".status.eta"},
+    {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt"},
     {"name": "Restarts", "type": "integer", "jsonPath": ".status.restarts"},
-    {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt", "priority": 1},
     {"name": "Disruptions", "type": "integer", "jsonPath": ".status.disruptions", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Eval Loss", "type": "number", "jsonPath": ".status.evalLoss", "priority": 1},
     {"name": "Tokens/s", "type": "number", "jsonPath": ".status.tokensPerSecond", "priority": 1},
+    {"name": "GPU-hours", "type": "number", "jsonPath": ".status.gpuHours", "priority": 1},
     {"name": "MFU", "type": "number", "jsonPath": ".status.mfu", "priority": 1},
     {"name": "Memory", "type": "string", "jsonPath": ".status.peakMemory", "priority": 1},
     {

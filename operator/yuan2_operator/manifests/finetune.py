@@ -20,6 +20,7 @@ from yuan2_operator.constants import (
     SHARED_MEMORY_DIRECTORY,
     TRAINER_CONTAINER,
 )
+from yuan2_operator.manifests.avoidance import avoiding
 from yuan2_operator.manifests.common import (
     Manifest,
     child_labels,
@@ -113,7 +114,11 @@ def training_job(plan: FineTunePlan) -> Manifest:
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},
-            "template": laid_over(scheduled(plan, template), plan.spec.workers.pod_template),
+            "template": avoiding(
+                laid_over(scheduled(plan, template), plan.spec.workers.pod_template),
+                plan.avoid,
+                required=plan.spec.run_policy.avoid_failed_nodes == "Required",
+            ),
         },
     }
 

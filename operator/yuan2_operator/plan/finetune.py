@@ -49,6 +49,8 @@ class FineTunePlan:
     requests first, which is no failure and so would repeat without end."""
     threads: int | None
     """OMP_NUM_THREADS of a process, as far as the CPUs asked for decide it."""
+    avoid: tuple[str, ...] = ()
+    """Nodes on which attempts have failed again and again."""
 
 
 def job_name(name: str, attempt: int) -> str:
@@ -87,9 +89,10 @@ def plan_finetune(
     missing: Collection[Missing],
     default_image: str,
     privileges: Collection[str] = (),
+    avoid: tuple[str, ...] = (),
 ) -> FineTunePlan | Rejection:
     """Decide what attempt number `attempt` is; `missing` are those of `references` that are not there,
-    `privileges` what the administrator allows pods."""
+    `privileges` what the administrator allows pods, `avoid` nodes on which attempts have failed."""
     template, field = spec.workers.pod_template, "spec.workers.podTemplate"
     refused = reject_template(template, field, OF_TRAINER, owner.namespace, privileges)
     if refused is not None:
@@ -114,6 +117,7 @@ def plan_finetune(
         grace_seconds=spec.workers.termination_grace_period_seconds or GRACE_SECONDS[spec.model.size],
         requests=requests(spec),
         threads=_threads(spec),
+        avoid=() if spec.run_policy.avoid_failed_nodes == "Never" else avoid,
     )
 
 

@@ -37,12 +37,13 @@ from yuan2_operator.reconcile.context import Context
 from yuan2_operator.reconcile.polling import Target, Word
 from yuan2_operator.reconcile.refusal import read_final_status, read_spec
 from yuan2_operator.status.attempts import Ledger, World, advance, read_ledger, unwanted
+from yuan2_operator.status.budget import offenders
 from yuan2_operator.status.conditions import Verdict
 from yuan2_operator.status.events import attempt_events, condition_events
 from yuan2_operator.status.finetune import Finding, compose
 from yuan2_operator.status.judgement import AttemptView, JobFacts, read_job
 from yuan2_operator.status.pods import PodFacts, Problem, read_pod
-from yuan2_operator.status.progress import Written, worth_writing
+from yuan2_operator.status.progress import Written, write_delay, written
 from yuan2_operator.status.schedule import Outlook, Rhythm, next_look, removal_time
 from yuan2_operator.status.stall import take_pulse
 
@@ -147,7 +148,7 @@ class FineTuneReconciler:
             room=await self._room(subject, decision.ledger, world),
             trouble=trouble,
         )
-        status = await self._write(key, subject, finding)
+        status, held = await self._write(key, subject, finding)
         await self._clean_up(subject, status, decision, world)
         outlook = Outlook(
             ledger=decision.ledger,
@@ -156,7 +157,8 @@ class FineTuneReconciler:
             trouble=trouble is not None,
         )
         rhythm = Rhythm(self._context.settings.poll_seconds, self._context.settings.missing_seconds)
-        return next_look(subject.spec.run_policy, status, outlook, rhythm, subject.now)
+        look = next_look(subject.spec.run_policy, status, outlook, rhythm, subject.now)
+        return min((delay for delay in (look, held) if delay is not None), default=None)
 
     async def _observe(self, subject: Subject) -> World:
         """Jobs and pods from the cache; a Job that is missing there is looked for where it cannot be."""
@@ -209,6 +211,7 @@ class FineTuneReconciler:
             restarts=ledger.restarts,
             missing=missing,
             default_image=ledger.image or self._context.settings.train_image,
+            avoid=offenders(ledger.node_failures),
             privileges=self._context.settings.pod_privileges,
         )
         if isinstance(plan, Rejection):
@@ -244,6 +247,7 @@ class FineTuneReconciler:
             restarts=ledger.restarts,
             missing=(),
             default_image=ledger.image or self._context.settings.train_image,
+            avoid=offenders(ledger.node_failures),
             privileges=self._context.settings.pod_privileges,
         )
         return plan if isinstance(plan, FineTunePlan) else None
@@ -267,23 +271,27 @@ class FineTuneReconciler:
             return replace(decision, ledger=ledger, plan=None), Problem(Reason.RECONCILE_FAILED, text)
         return decision, None
 
-    async def _write(self, key: Key, subject: Subject, finding: Finding) -> FineTuneStatus:
-        """Write the status if it is worth it, then tell about what changed."""
+    async def _write(
+        self, key: Key, subject: Subject, finding: Finding
+    ) -> tuple[FineTuneStatus, float | None]:
+        """Write the status if it is worth it, then tell about what changed; gives the status, and after how
+        many seconds it must be written if not now."""
         prior, status = subject.prior, compose(subject.spec, subject.prior, finding, subject.now)
-        if not worth_writing(prior, status, self._written.get(key), subject.now):
-            return status
+        delay = write_delay(prior, status, self._written.get(key), subject.now)
+        if delay != 0:
+            return status, delay
         if in_kueue(subject.spec.scheduling) and gives_place_back(prior.conditions, status.conditions):
             await self._context.client.delete(
                 WORKLOADS, subject.owner.namespace, workload_name(subject.owner)
             )
         await self._context.write_status(FINETUNES, subject.owner, subject.before, status.to_api())
-        self._written[key] = Written(status.step or 0, subject.now)
+        self._written[key] = written(self._written.get(key), prior, status, subject.now)
         count_endings(subject.owner.namespace, prior.attempts, status.attempts)
         attempts = attempt_events(prior.attempts, status.attempts)
         await self._context.tell(
             subject.owner, [*attempts, *condition_events(prior.conditions, status.conditions)]
         )
-        return status
+        return status, None
 
     async def _clean_up(
         self, subject: Subject, status: FineTuneStatus, decision: Decision, world: World

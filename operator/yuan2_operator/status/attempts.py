@@ -14,9 +14,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from yuan2_core.contract import Progress
-from yuan2_operator.api.finetune import ATTEMPTS_KEPT, Attempt, AttemptOutcome, FineTuneStatus, RunPolicy
+from yuan2_operator.api.finetune import ATTEMPTS_KEPT, Attempt, AttemptOutcome, FineTuneStatus
+from yuan2_operator.api.run_policy import RunPolicy
 from yuan2_operator.constants import CONDITION_COMPLETE, CONDITION_FAILED, Reason
-from yuan2_operator.status.budget import added, budget_is_back, fruitless, heard, progressed, restart_delay
+from yuan2_operator.status.budget import (
+    added,
+    blamed,
+    budget_is_back,
+    fruitless,
+    heard,
+    progressed,
+    restart_delay,
+)
 from yuan2_operator.status.conditions import find_condition
 from yuan2_operator.status.judgement import AttemptView, Judgement, disturbed, judge
 from yuan2_operator.status.pods import first_problem
@@ -55,6 +64,8 @@ class Ledger:
     """The same by reason."""
     fruitless: int = 0
     """Disruptions in a row without a newer checkpoint."""
+    node_failures: Mapping[str, int] = field(default_factory=dict)
+    """Attempts whose failure points to a node, by node."""
     started: datetime | None = None
     """When the first attempt (after a suspension: the next one) was made: activeDeadlineSeconds runs from
     it."""
@@ -128,6 +139,7 @@ def read_ledger(status: FineTuneStatus) -> Ledger:
         disruptions=status.disruptions,
         disruption_reasons=status.disruption_reasons,
         fruitless=status.disruptions_without_progress,
+        node_failures=status.node_failures,
         started=status.start_time,
         ending=ending,
     )
@@ -262,12 +274,15 @@ def _close(ledger: Ledger, verdict: Judgement, policy: RunPolicy, now: datetime)
         reason=verdict.reason,
         message=verdict.message,
         counted=verdict.counted,
+        node=verdict.node,
         end_time=now,
     )
     if budget_is_back(ledger.attempts, policy, now):
         ledger = replace(ledger, restarts_used=0)
     if progressed(ledger.attempts):
         ledger = replace(ledger, fruitless=0)
+    if verdict.node is not None:
+        ledger = replace(ledger, node_failures=blamed(ledger.node_failures, verdict.node))
     return replace(ledger, **_consequence(ledger, verdict, policy))
 
 

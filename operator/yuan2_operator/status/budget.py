@@ -9,12 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from yuan2_core.contract import Progress
-from yuan2_operator.api.finetune import Attempt, RunPolicy
+from yuan2_operator.api.finetune import Attempt
+from yuan2_operator.api.run_policy import RunPolicy
 from yuan2_operator.constants import Reason
 
 SHORT_ATTEMPT = timedelta(seconds=60)
 """An attempt that ended sooner makes the next one wait, so that nothing spins."""
 RESTART_DELAY_LIMIT = timedelta(seconds=300)
+OFFENCES = 2
+"""Failures of one run that point to the same node before it is avoided: once may be chance."""
+NODES_KEPT = 64
+"""Nodes whose failures a status remembers."""
 
 
 def heard(attempt: Attempt, said: Progress) -> dict[str, int]:
@@ -63,6 +68,18 @@ def budget_is_back(attempts: Sequence[Attempt], policy: RunPolicy, now: datetime
 def added(reasons: Mapping[str, int], reason: str) -> dict[str, int]:
     """`reasons` with one disruption more, by name."""
     return dict(sorted({**reasons, reason: reasons.get(reason, 0) + 1}.items()))
+
+
+def blamed(failures: Mapping[str, int], node: str) -> dict[str, int]:
+    """`failures` with one more of `node`; of very many nodes those with the most failures are kept."""
+    after = added(failures, node)
+    kept = sorted(after, key=lambda name: (name != node, -after[name], name))[:NODES_KEPT]
+    return {name: after[name] for name in sorted(kept)}
+
+
+def offenders(failures: Mapping[str, int]) -> tuple[str, ...]:
+    """Nodes that failures point to again and again, by name."""
+    return tuple(sorted(node for node, count in failures.items() if count >= OFFENCES))
 
 
 def restart_delay(attempts: Sequence[Attempt]) -> timedelta:

@@ -13,9 +13,11 @@ from yuan2_operator.api.common import ConditionStatus, ModelPlace, ModelReferenc
 from yuan2_operator.api.finetune import FineTunePhase, FineTuneSpec, FineTuneStatus, RunEstimate
 from yuan2_operator.constants import (
     ADAPTER_DIRECTORY,
+    CHECKPOINT_DIRECTORY,
     CONDITION_COMPLETE,
     CONDITION_FAILED,
     CONDITION_FINISHED,
+    CONDITION_RECONCILING,
     CONDITION_RUNNING,
     CONDITION_STALLED,
     CONDITION_SUSPENDED,
@@ -27,6 +29,7 @@ from yuan2_operator.status.conditions import Verdict, set_conditions
 from yuan2_operator.status.judgement import AttemptView
 from yuan2_operator.status.pods import Problem, first_problem
 from yuan2_operator.status.progress import progress_fields
+from yuan2_operator.status.usage import with_gpu_hours
 
 PODS_EXPECTED_SECONDS = 20.0
 """Seconds after which a Job without pods is worth a hint."""
@@ -61,6 +64,10 @@ def compose(spec: FineTuneSpec, prior: FineTuneStatus, finding: Finding, now: da
     fields["resumed_from_step"] = fields.get("resumed_from_step", prior.resumed_from_step)
     ended = read_ledger(prior).ending
     ending = ended or _explained(ledger.ending, fields)
+    attempts, gpu_hours = with_gpu_hours(spec, prior, ledger, finding.world, now)
+    if fields.get("last_checkpoint_step"):
+        place = f"{CHECKPOINT_DIRECTORY}/step-{fields['last_checkpoint_step']:06d}"
+        fields["last_checkpoint_path"] = _directory(spec, place).path
     status = prior.model_copy(
         update={
             **fields,
@@ -73,13 +80,21 @@ def compose(spec: FineTuneSpec, prior: FineTuneStatus, finding: Finding, now: da
             "disruptions": ledger.disruptions,
             "disruption_reasons": dict(ledger.disruption_reasons),
             "disruptions_without_progress": ledger.fruitless,
-            "attempts": list(ledger.attempts),
+            "node_failures": dict(ledger.node_failures),
+            "nodes": _nodes(finding) or prior.nodes,
+            "gpu_hours": gpu_hours,
+            "attempts": attempts,
             "start_time": ledger.started or prior.start_time,
             "completion_time": prior.completion_time or (now if ending is not None else None),
         }
     )
     if ended is None:
         status = _with_conditions(spec, status, finding, ending, now)
+    else:
+        # They hold for any later spec as well: a run that has ended stays as it is.
+        seen = {"observed_generation": finding.generation}
+        kept = [condition.model_copy(update=seen) for condition in status.conditions]
+        status = status.model_copy(update={"conditions": kept})
     return FineTuneStatus.model_validate(status.model_dump())
 
 
@@ -91,6 +106,7 @@ def _with_conditions(
         _running(spec, finding, now),
         _suspended(spec, status, finding, now),
         *_endings(spec, ending),
+        _reconciling(spec, finding, ending),
     ]
     conditions = set_conditions(status.conditions, verdicts, now=now, generation=finding.generation)
     update: dict[str, Any] = {"conditions": conditions, "phase": _phase(verdicts)}
@@ -255,6 +271,29 @@ def _endings(spec: FineTuneSpec, ending: Ending | None) -> Iterator[Verdict]:
     yield Verdict(CONDITION_FINISHED, "True", ending.reason, f"the run is {_phase_of(ending)}")
     stalled: ConditionStatus = "False" if ending.complete else "True"
     yield Verdict(CONDITION_STALLED, stalled, ending.reason, f"the run is {_phase_of(ending)}")
+
+
+def _reconciling(spec: FineTuneSpec, finding: Finding, ending: Ending | None) -> Verdict:
+    """kstatus' word for what has not begun yet: as of a Job, only the start is waited for."""
+    if ending is not None:
+        return Verdict(CONDITION_RECONCILING, "False", Reason.FINISHED, "the run has ended")
+    if spec.run_policy.suspend:
+        return Verdict(CONDITION_RECONCILING, "False", Reason.SUSPENDED, "spec.runPolicy.suspend is true")
+    if finding.trouble is not None:
+        return Verdict(CONDITION_RECONCILING, "True", finding.trouble.reason, finding.trouble.message)
+    if finding.acceptance.status == "False":
+        return Verdict(CONDITION_RECONCILING, "True", finding.acceptance.reason, finding.acceptance.message)
+    if finding.ledger.number == 0:
+        return Verdict(CONDITION_RECONCILING, "True", Reason.PENDING, "no attempt has started")
+    return Verdict(CONDITION_RECONCILING, "False", Reason.STARTED, "the run has started")
+
+
+def _nodes(finding: Finding) -> list[str]:
+    """Nodes of the open attempt by rank, once all of its pods run."""
+    ledger = finding.ledger
+    if ledger.open is None or ledger.open.running_time is None:
+        return []
+    return [pod.node for pod in finding.world.view(ledger.number).pods if pod.node is not None]
 
 
 def _phase_of(ending: Ending) -> str:

@@ -97,6 +97,8 @@ class Judgement:
     reason: str
     message: str
     counted: bool = False
+    node: str | None = None
+    """The node that it points to."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,11 @@ def _invalid(view: AttemptView, job: JobFacts) -> Judgement | None:
 
 def _disrupted(view: AttemptView, job: JobFacts, attempt: Attempt, now: datetime) -> Judgement | None:
     cause = next(_disruptions(view, job, attempt, now), None)
-    return None if cause is None else Judgement("Disrupted", cause.reason, cause.message)
+    if cause is None:
+        return None
+    lost = cause.reason == Reason.NODE_LOST
+    node = next((pod.node for pod in view.pods if pod.disruption is not None or pod.lost(now)), None)
+    return Judgement("Disrupted", cause.reason, cause.message, node=node if lost else None)
 
 
 def _disruptions(view: AttemptView, job: JobFacts, attempt: Attempt, now: datetime) -> Iterator[Problem]:
@@ -274,4 +280,6 @@ def _failed(view: AttemptView, job: JobFacts) -> Judgement:
         return Judgement(
             "Failed", Reason.CRASHED, f"Job {job.name} failed: {shorten(job.failure)}", counted=True
         )
-    return Judgement("Failed", first.problem.reason, first.problem.message, counted=True)
+    # What the run does to itself (memory, data, a full volume) or to its peers says nothing of a node.
+    node = first.node if first.problem.reason == Reason.CRASHED else None
+    return Judgement("Failed", first.problem.reason, first.problem.message, counted=True, node=node)

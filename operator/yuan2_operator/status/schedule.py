@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from yuan2_operator.api.finetune import FineTuneStatus, RunPolicy
+from yuan2_operator.api.finetune import FineTuneStatus
+from yuan2_operator.api.run_policy import RunPolicy
 from yuan2_operator.status.attempts import Ledger, World, deadline_at, restart_at
 from yuan2_operator.status.finetune import PODS_EXPECTED_SECONDS
 from yuan2_operator.status.progress import WRITE_SECONDS

@@ -147,6 +147,9 @@ FULL_FINETUNE_SPEC: dict[str, Any] = {
     "runPolicy": {
         "suspend": True,
         "maxRestarts": 0,
+        "restartWindowSeconds": 0,
+        "maxDisruptionsWithoutProgress": 0,
+        "avoidFailedNodes": "Required",
         "stallTimeoutSeconds": 60,
         "activeDeadlineSeconds": 3600,
         "ttlSecondsAfterFinished": 0,
@@ -224,10 +227,11 @@ def test_the_least_finetune_gets_the_published_recipe(api):
     assert spec["runPolicy"] == {
         "suspend": False,
         "maxRestarts": 3,
-        "startTimeoutSeconds": 1800,
-        "phaseTimeoutSeconds": {},
         "restartWindowSeconds": 3600,
         "maxDisruptionsWithoutProgress": 20,
+        "avoidFailedNodes": "Preferred",
+        "startTimeoutSeconds": 1800,
+        "phaseTimeoutSeconds": {},
     }
 
 
@@ -693,12 +697,14 @@ def test_a_finetune_prints_its_progress(api, started):
         "progress": "840/3621",
         "loss": 1.204,
         "eta": "58m",
+        "attempt": 2,
         "restarts": 0,
     }
     patch_status(api, started, status)
     [head, row] = api.kubectl("get", "-n", NAMESPACE, "y2ft", started).splitlines()
-    assert head.split() == ["NAME", "MODEL", "METHOD", "PHASE", "STEP", "LOSS", "ETA", "RESTARTS", "AGE"]
-    assert row.split()[:8] == [started, "2B", "full", "Running", "840/3621", "1.204", "58m", "0"]
+    columns = "NAME MODEL METHOD PHASE STEP LOSS ETA ATTEMPT RESTARTS AGE"
+    assert head.split() == columns.split()
+    assert row.split()[:9] == [started, "2B", "full", "Running", "840/3621", "1.204", "58m", "2", "0"]
 
 
 def test_a_wide_list_shows_what_was_measured(api, started):

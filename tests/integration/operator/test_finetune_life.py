@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.operator.finetune_bench import Bench, bench
+from tests.support.kstatus import kstatus
 from tests.support.waiting import wait_for
 from yuan2_core.contract import PEER_LOST
 
@@ -168,6 +169,21 @@ def test_the_pod_that_failed_is_named_and_not_the_one_that_lost_it_and_ended_fir
     assert pods[1]["metadata"]["name"] in first["message"]
 
 
+def test_a_node_that_crashes_pods_again_and_again_is_avoided(run):
+    run.create(runPolicy={"avoidFailedNodes": "Required"}, workers={"replicas": 1})
+    for attempt in (1, 2):
+        [pod] = run.run(attempt, count=1)
+        run.node.end(pod, 1, run.termination("Crashed", "RuntimeError: uncorrectable ECC error"))
+    run.pods(3, count=1)
+    assert run.status["nodeFailures"] == {run.node.name: 2}
+    [attempt, *_] = run.status["attempts"]
+    assert attempt["node"] == run.node.name
+    affinity = run.jobs()["alpaca-3"]["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    [term] = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchFields"] == [{"key": "metadata.name", "operator": "NotIn", "values": [run.node.name]}]
+    assert kstatus(run.get()) == "Current"
+
+
 def test_too_many_crashes_fail_the_run_with_a_sentence(run):
     run.create(runPolicy={"maxRestarts": 1}, workers={"replicas": 1})
     for attempt in (1, 2):
@@ -177,6 +193,7 @@ def test_too_many_crashes_fail_the_run_with_a_sentence(run):
     for part in ("all 1 restarts", "ValueError: boom", "alpaca-2-0", "the checkpoint of step 30"):
         assert part in failed["message"]
     assert run.status["restarts"] == 1
+    assert kstatus(run.get()) == "Failed"
     run.cluster.kubectl(
         "wait", "--for=condition=Finished", "y2ft/alpaca", "-n", run.namespace, "--timeout=5s"
     )
@@ -188,6 +205,7 @@ def test_an_eviction_is_not_counted(run):
     name = pods[0]["metadata"]["name"]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
     run.cluster.client.request("POST", f"/api/v1/namespaces/{run.namespace}/pods/{name}/eviction", eviction)
+    wait_for("the eviction is noted", lambda: run.status["attempts"][0].get("reason") == "Drained")
     run.node.confirm_deletion(run.pods()[0], 75, run.termination("Preempted", "stopped", step=10))
     run.node.end(pods[1], 75, run.termination("Preempted", "stopped", step=10))
     run.run(attempt=2)

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.attempts import START, Cluster, Loop, spec_of
 from tests.support.finetunes import progress_of
-from yuan2_operator.api.finetune import Attempt, FineTuneStatus, RunPolicy
+from yuan2_operator.api.finetune import Attempt, FineTuneStatus
+from yuan2_operator.api.run_policy import RunPolicy
 from yuan2_operator.constants import Reason
 from yuan2_operator.status.attempts import Ledger, read_ledger, restart_at
 from yuan2_operator.status.budget import budget_is_back, fruitless, heard, progressed, restart_delay

@@ -64,6 +64,7 @@ def test_every_condition_is_there_from_the_beginning():
         "Failed",
         "Finished",
         "Stalled",
+        "Reconciling",
     }
     assert {entry.observed_generation for entry in status.conditions} == {3}
     assert (status.phase, status.method) == ("Pending", "full")
@@ -116,6 +117,19 @@ def test_progress_is_what_rank_0_says():
     assert (status.progress, status.step, status.total_steps, status.eta) == ("40/200", 40, 200, "2m")
     assert (status.loss, status.tokens_per_second, status.last_checkpoint_step) == (1.6, 1234.6, 30)
     assert status.learning_rate == 2e-5
+
+
+def test_the_newest_checkpoint_has_a_step_a_time_and_a_place():
+    said = progress_of("alpaca", step=40, last_checkpoint_step=30, epoch=0.12345)
+    status = status_of(progress=said)
+    seen = START + timedelta(seconds=60)
+    assert (status.last_checkpoint_time, status.last_checkpoint_path) == (
+        seen,
+        "tuned/checkpoints/step-000030",
+    )
+    assert status.epoch == 0.12
+    finding = Finding("uid", 3, OPEN, world("Running", "Running"), accepted(), progress=said)
+    assert compose(SPEC, status, finding, seen + timedelta(hours=1)).last_checkpoint_time == seen
 
 
 def test_what_the_trainer_measures_stands_in_the_status():

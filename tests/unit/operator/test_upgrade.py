@@ -60,6 +60,8 @@ def test_what_was_stored_is_read():
         "disruptions": 0,
         "disruptionReasons": {},
         "disruptionsWithoutProgress": 0,
+        "nodeFailures": {},
+        "nodes": [],
     }
 
 
