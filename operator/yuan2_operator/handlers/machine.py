@@ -60,7 +60,13 @@ class Machine:
         self._started = asyncio.Event()
         self._leads = asyncio.Event()
         self._filled = False
-        REGISTRY.register(Fleet(lambda: self._cache, lambda: self._poller.words() if self._poller else ()))
+        REGISTRY.register(
+            Fleet(
+                # What two replicas both told would be counted twice.
+                lambda: self._cache if self._leads.is_set() else None,
+                lambda: self._poller.words() if self._poller else (),
+            )
+        )
         QUEUE_LENGTH.set_function(lambda: len(self.queue))
 
     @property

@@ -45,6 +45,10 @@ def test_the_other_takes_over_when_the_leader_is_killed(control_plane, operator,
         run.run()
         # It looks, once at its start, whether there is anything; it writes nothing.
         assert {verb for verb, resource in other.api_requests() if resource != "leases"} <= {"list"}
+        # Its caches are filled, but what both told would be counted twice.
+        assert other.ask("/readyz") == "ok\n"
+        assert "yuan2_finetunes{" in leader.ask("/metrics")
+        assert "yuan2_finetunes{" not in other.ask("/metrics")
         leader.kill()
         run.says(40, last_checkpoint_step=40)
         second = wait_for("another leader", lambda: holder(control_plane) not in ("", first), 60)
