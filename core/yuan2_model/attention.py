@@ -8,7 +8,7 @@ tokens of a call's rows, one row after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from itertools import accumulate
@@ -54,6 +54,16 @@ class AttentionPlan:
     """Segments of all rows, one after the other, which hold every token."""
     varlen: VarlenPlan | None = None
     """The same as flash_attn wants it, where flash_attn will be used."""
+    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def mask_of(self, segment: Segment, device: torch.device) -> Tensor | None:
+        """Who sees whom in a segment that continues another one; made once for all layers and passes."""
+        if not segment.seen:
+            return None
+        key = (segment.length, segment.seen)
+        if key not in self._masks:
+            self._masks[key] = _causal_after(*key, device)
+        return self._masks[key]
 
 
 @dataclass(frozen=True)
@@ -97,18 +107,21 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
     )
 
 
-def plan_segments(segments: Sequence[Segment], rows: Tensor, dtype: torch.dtype) -> AttentionPlan:
+def plan_segments(
+    segments: Sequence[Segment], rows: Tensor, dtype: torch.dtype, device: torch.device | None = None
+) -> AttentionPlan:
     """Isolate segments: in one call where flash_attn is, else a call each, or one mask where they are short.
 
     Args:
         segments: segments over all rows; the lengths sum to B * T.
-        rows: anything of shape [B, T] on the device of the tokens.
+        rows: anything of shape [B, T] on the device that the plan's tensors shall be on.
         dtype: what attention computes in.
+        device: what it computes on; absent, that of `rows`.
     """
     batch, tokens = rows.shape[:2]
     if len(segments) == batch:
         return AttentionPlan()
-    if uses_flash(rows.device, dtype):
+    if uses_flash(rows.device if device is None else device, dtype):
         return AttentionPlan(segments=tuple(segments), varlen=plan_varlen(segments, rows.device))
     if batch * tokens >= SHORTEST_LOOPED * len(segments):
         return AttentionPlan(segments=tuple(segments))
@@ -156,7 +169,7 @@ def attend(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, plan: AttentionPlan) 
     if plan.varlen is not None:
         return _attend_varlen(q_BTND, k_BSND, v_BSND, plan.varlen)
     if plan.segments is not None:
-        return _attend_segments(q_BTND, k_BSND, v_BSND, plan.segments)
+        return _attend_segments(q_BTND, k_BSND, v_BSND, plan, plan.segments)
     tokens, past = q_BTND.shape[1], k_BSND.shape[1] - q_BTND.shape[1]
     mask = plan.mask_B1TS
     if mask is None and tokens > 1 and past > 0:
@@ -177,7 +190,9 @@ def _attend_rows(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, mask: Tensor | 
     return o_BNTD.transpose(1, 2)
 
 
-def _attend_segments(q_BTND: Tensor, k_BTND: Tensor, v_BTND: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+def _attend_segments(
+    q_BTND: Tensor, k_BTND: Tensor, v_BTND: Tensor, plan: AttentionPlan, segments: tuple[Segment, ...]
+) -> Tensor:
     """Each segment on its own; `split`, because each slice's backward would fill a whole row."""
     lengths = [segment.length for segment in segments]
     q_s, k_s, v_s = (
@@ -185,11 +200,10 @@ def _attend_segments(q_BTND: Tensor, k_BTND: Tensor, v_BTND: Tensor, segments: t
     )
     outputs = []
     for segment, q, k, v in zip(segments, q_s, k_s, v_s, strict=True):
-        mask = None
+        mask = plan.mask_of(segment, q.device)
         if segment.seen:
             k = torch.cat((k_s[segment.root][:, : segment.seen], k), dim=1)  # noqa: PLW2901
             v = torch.cat((v_s[segment.root][:, : segment.seen], v), dim=1)  # noqa: PLW2901
-            mask = _causal_after(segment.length, segment.seen, q.device)
         outputs.append(_attend_rows(q, k, v, mask, causal=mask is None and segment.length > 1))
     return torch.cat(outputs, dim=1).reshape(q_BTND.shape)
 

@@ -301,11 +301,12 @@ class LanguageModelHead(nn.Linear):
         next_BT: Tensor | None = None,
         chunk: int | None = None,
         each: bool = False,
+        every: bool = False,
     ) -> Tensor:
         """Logits [B, T, V]; or, given the label of what follows each position, the sum of the losses, or
         each of them."""
         if next_BT is not None and each:
-            return labelled_losses(hidden_BTH, self.weight, next_BT, chunk)
+            return labelled_losses(hidden_BTH, self.weight, next_BT, chunk, every)
         if next_BT is not None:
-            return labelled_loss_sum(hidden_BTH, self.weight, next_BT, chunk).total
+            return labelled_loss_sum(hidden_BTH, self.weight, next_BT, chunk, every).total
         return super().forward(hidden_BTH)

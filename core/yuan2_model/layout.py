@@ -50,6 +50,7 @@ def lay_out(
     position_ids: Tensor | None,
     document_ids: Tensor | None,
     previous_ids: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Layout:
     """Work out positions, visibility and filter borders of a call.
 
@@ -63,6 +64,7 @@ def lay_out(
         document_ids: [B, T], equal within a document of a packed row; with no cache.
         previous_ids: [B, T], instead of `document_ids`, where sequences share a beginning: the column of the
             token before each one in its sequence, -1 at the first.
+        device: what attention is computed on, where that is not the tensors' own.
 
     Raises:
         ValueError: shapes that do not fit, or documents with a cache.
@@ -72,7 +74,7 @@ def lay_out(
     if position_ids is not None and tuple(position_ids.shape) not in ((batch, tokens), (1, tokens)):
         raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}, expected {(batch, tokens)}")
     if document_ids is not None or previous_ids is not None:
-        layout = _packed(tokens_BT, document_ids, previous_ids, attention_mask, past)
+        layout = _packed(tokens_BT, document_ids, previous_ids, attention_mask, past, device)
     elif attention_mask is not None and attention_mask.dim() == 4:
         layout = _explicit(attention_mask, (batch, tokens), past)
     else:
@@ -149,6 +151,7 @@ def _packed(
     previous_ids: Tensor | None,
     mask: Tensor | None,
     past: int,
+    device: torch.device | None,
 ) -> Layout:
     shape = tuple(tokens_BT.shape[:2])
     if past:
@@ -162,12 +165,12 @@ def _packed(
             f"document_ids, previous_ids and attention_mask must have shape {shape}, as the tokens have"
         )
     if previous_ids is not None:
-        return _tree(tokens_BT, previous_ids)
+        return _tree(tokens_BT, previous_ids, device)
     assert document_ids is not None
-    return _documents(tokens_BT, document_ids, mask)
+    return _documents(tokens_BT, document_ids, mask, device)
 
 
-def _documents(tokens_BT: Tensor, ids_BT: Tensor, mask: Tensor | None) -> Layout:
+def _documents(tokens_BT: Tensor, ids_BT: Tensor, mask: Tensor | None, device: torch.device | None) -> Layout:
     border_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     border_BT[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
     if mask is not None:
@@ -178,10 +181,11 @@ def _documents(tokens_BT: Tensor, ids_BT: Tensor, mask: Tensor | None) -> Layout
     segments = [
         Segment(stop - start) for start, stop in zip(first, [*first[1:], ids_BT.numel()], strict=True)
     ]
-    return Layout(positions_BT, plan_segments(segments, ids_BT, tokens_BT.dtype), _inner(border_BT))
+    plan = plan_segments(segments, ids_BT, tokens_BT.dtype, device)
+    return Layout(positions_BT, plan, _inner(border_BT))
 
 
-def _tree(tokens_BT: Tensor, previous_BT: Tensor) -> Layout:
+def _tree(tokens_BT: Tensor, previous_BT: Tensor, device: torch.device | None) -> Layout:
     """Sequences of which some continue the beginning of another one, which is in the row only once."""
     batch, tokens = previous_BT.shape
     columns_T = torch.arange(tokens, device=previous_BT.device)
@@ -205,7 +209,7 @@ def _tree(tokens_BT: Tensor, previous_BT: Tensor) -> Layout:
         )
     return Layout(
         positions_BT,
-        plan_segments(segments, previous_BT, tokens_BT.dtype),
+        plan_segments(segments, previous_BT, tokens_BT.dtype, device),
         _inner(border_BT),
         forks=Forks(first_F, before_F) if forks else None,
     )

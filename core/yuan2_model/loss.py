@@ -41,19 +41,17 @@ def shifted_labels(labels_BT: Tensor, starts_S: Tensor | None = None) -> Tensor:
 
 
 def labelled_losses(
-    hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None
+    hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None, every: bool = False
 ) -> Tensor:
     """Cross-entropy of each labelled position, [L] fp32 in their order; otherwise as `labelled_loss_sum`.
 
     The gradient may differ from position to position, so logits are multiplied out again in the backward
     pass, a chunk at a time.
     """
-    flat_N = next_BT.flatten()
-    labelled_L = (flat_N != IGNORED).nonzero().flatten()
-    hidden_LH = hidden_BTH.flatten(0, 1).index_select(0, labelled_L).to(weight_VH.dtype)
+    labels_L, hidden_LH = _labelled(hidden_BTH, next_BT, every)
     if chunk is None:
         chunk = max(1, _CHUNK_LOGITS // weight_VH.shape[0])
-    losses: Tensor = _LabelledLosses.apply(hidden_LH, weight_VH, flat_N[labelled_L], chunk)
+    losses: Tensor = _LabelledLosses.apply(hidden_LH.to(weight_VH.dtype), weight_VH, labels_L, chunk)
     return losses
 
 
@@ -90,7 +88,7 @@ class _LabelledLosses(torch.autograd.Function):
 
 
 def labelled_loss_sum(
-    hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None
+    hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None, every: bool = False
 ) -> LossSum:
     """Cross-entropy of `hidden @ weight.T` against the labelled positions, summed.
 
@@ -101,18 +99,27 @@ def labelled_loss_sum(
         hidden_BTH: outputs of the final norm.
         weight_VH: rows of the output layer.
         next_BT: label of each position (see `shifted_labels`), `IGNORED` where there is none.
+        every: all positions are labelled, which need not be looked for then: a GPU would be waited for.
         chunk: labelled tokens whose logits are held at once; absent, as many as make 256 MiB in fp32.
     """
-    flat_N = next_BT.flatten()
-    labelled_L = (flat_N != IGNORED).nonzero().flatten()
-    hidden_LH = hidden_BTH.flatten(0, 1).index_select(0, labelled_L).to(weight_VH.dtype)
+    labels_L, hidden_LH = _labelled(hidden_BTH, next_BT, every)
+    hidden_LH = hidden_LH.to(weight_VH.dtype)
     if not torch.is_grad_enabled():
         # A weight that is a parameter would ask for its gradient all the same.
         weight_VH = weight_VH.detach()
     if chunk is None:
         chunk = max(1, _CHUNK_LOGITS // weight_VH.shape[0])
-    total = _LabelledLoss.apply(hidden_LH, weight_VH, flat_N[labelled_L], chunk)
-    return LossSum(total, labelled_L.numel())
+    total = _LabelledLoss.apply(hidden_LH, weight_VH, labels_L, chunk)
+    return LossSum(total, labels_L.numel())
+
+
+def _labelled(hidden_BTH: Tensor, next_BT: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+    """The labels that count, [L], and what they are scored against, [L, H]."""
+    labels_N, hidden_NH = next_BT.flatten(), hidden_BTH.flatten(0, 1)
+    if every:
+        return labels_N, hidden_NH
+    labelled_L = (labels_N != IGNORED).nonzero().flatten()
+    return labels_N[labelled_L], hidden_NH.index_select(0, labelled_L)
 
 
 class _LabelledLoss(torch.autograd.Function):

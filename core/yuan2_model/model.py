@@ -19,6 +19,7 @@ from yuan2_model.layers import DecoderLayer, LanguageModelHead, PairConvolution,
 from yuan2_model.layout import Layout, lay_out
 from yuan2_model.loss import LossSum, shifted_labels
 from yuan2_model.outputs import CACHE_NAME, DecodedOutput, Yuan2Output
+from yuan2_model.rows import Rows
 
 
 class Yuan2PreTrainedModel(PreTrainedModel):
@@ -74,12 +75,15 @@ class Yuan2Model(Yuan2PreTrainedModel):
         previous_ids: Tensor | None = None,
         labels: Tensor | None = None,
         only_labelled: bool = False,
+        rows: Rows | None = None,
     ) -> DecodedOutput:
         """Hidden states after the final norm, [B, T, H]; parameters as in `Yuan2ForCausalLM.forward`.
 
         With `only_labelled`, [1, L, H]: those alone that are scored against a label; unless hidden states are
         asked for, which are of all tokens.
         """
+        if rows is not None:
+            return self._of_rows(rows)
         x_BTH = self._embedded(input_ids, inputs_embeds)
         tokens = x_BTH.shape[1]
         packed = document_ids is not None or previous_ids is not None
@@ -99,8 +103,13 @@ class Yuan2Model(Yuan2PreTrainedModel):
             last_hidden_state=x_BTH,
             hidden_states=(*inputs, x_BTH) if wanted else None,
             next_ids=next_BT,
+            every=None if outputs_L is None else True,
             **{CACHE_NAME: cache},
         )
+
+    def _of_rows(self, rows: Rows) -> DecodedOutput:
+        x_BTH, _ = self._through_layers(self.embed_tokens(rows.input_ids), rows.layout, None, rows.outputs_L)
+        return DecodedOutput(last_hidden_state=self.norm(x_BTH), next_ids=rows.next_1L, every=True)
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
@@ -171,6 +180,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         return_logits: bool = True,
         loss_reduction: str = "mean",
         loss_chunk: int | None = None,
+        rows: Rows | None = None,
     ) -> Yuan2Output | tuple[Any, ...]:
         """Logits and, given labels, the shifted cross-entropy.
 
@@ -194,11 +204,13 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
                 never kept (`loss_chunk` positions at once).
             loss_reduction: "mean" over labelled positions, or their "sum"; with `return_logits` False also
                 "none": the loss of each, [L] in their order.
+            rows: instead of tokens, labels, masks and documents: the same worked out by `prepare_rows`; with
+                `return_logits=False`.
 
         Returns:
             `Yuan2Output`, or a tuple of its set fields with `return_dict=False`.
         """
-        _check_arguments(output_attentions, loss_reduction, logits_to_keep, labels, return_logits)
+        _check_arguments(output_attentions, loss_reduction, logits_to_keep, labels, return_logits, rows)
         decoded = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -211,12 +223,13 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
             previous_ids=previous_ids,
             labels=labels,
             only_labelled=not return_logits,
+            rows=rows,
         )
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:]) if return_logits else None
         loss = None
         if decoded.next_ids is not None:
             each = loss_reduction == "none"
-            loss = self._loss(decoded.last_hidden_state, logits, decoded.next_ids, loss_chunk, each)
+            loss = self._loss(decoded, logits, decoded.next_ids, loss_chunk, each)
         output = Yuan2Output(
             loss=None if loss is None else (loss.mean() if loss_reduction == "mean" else loss.total),
             logits=logits,
@@ -227,11 +240,12 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _loss(
-        self, hidden_BTH: Tensor, logits: Tensor | None, next_BT: Tensor, chunk: int | None, each: bool
+        self, decoded: DecodedOutput, logits: Tensor | None, next_BT: Tensor, chunk: int | None, each: bool
     ) -> LossSum:
-        count = int((next_BT != IGNORED).sum())
+        every = bool(decoded.every)
+        count = next_BT.numel() if every else int((next_BT != IGNORED).sum())
         if logits is None:
-            return LossSum(self.lm_head(hidden_BTH, next_BT, chunk, each), count)
+            return LossSum(self.lm_head(decoded.last_hidden_state, next_BT, chunk, each, every), count)
         flat = logits.flatten(0, 1).float()
         return LossSum(cross_entropy(flat, next_BT.flatten(), ignore_index=IGNORED, reduction="sum"), count)
 
@@ -319,6 +333,7 @@ def _check_arguments(
     logits_to_keep: int,
     labels: Tensor | None,
     logits: bool,
+    rows: Rows | None,
 ) -> None:
     """Refuse what cannot be honoured."""
     if output_attentions:
@@ -330,5 +345,9 @@ def _check_arguments(
         raise ValueError(f"loss_reduction must be one of {', '.join(known)}, found {loss_reduction!r}")
     if logits_to_keep < 0 or (logits_to_keep and labels is not None):
         raise ValueError("logits_to_keep must be at least 0, and 0 with labels")
+    if rows is not None:
+        if logits:
+            raise ValueError("rows hold what is learned only: pass return_logits=False with them")
+        return
     if labels is None and not logits:
         raise ValueError("return_logits=False needs labels: nothing would be computed")

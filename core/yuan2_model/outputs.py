@@ -34,6 +34,8 @@ class DecodedOutput(BaseModelOutputWithPast):
     """transformers' output and, given labels, the label of what follows each of its positions."""
 
     next_ids: Tensor | None = None
+    every: bool | None = None
+    """True: all of `next_ids` are learned, and there are no others in it."""
 
     if _RENAMED:
 

@@ -144,6 +144,8 @@ def _by_size(shape: Shape) -> dict[str, Any]:
 def prepare_environment(device: str) -> None:
     """Settings that torch and DeepSpeed read when they are imported."""
     os.environ.setdefault("DS_ACCELERATOR", device)
+    # Packed rows and ZeRO-3 ask for blocks of ever other sizes, which would leave holes in the GPU's memory.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # Nothing here is compiled, but DeepSpeed decorates an optimizer that nobody asked for with torch.compile,
     # which imports all of inductor: several seconds of every start.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yuan2_model.rows import prepare_rows
 from yuan2_trainer.checkpoint.fragments import inner_optimizer
 from yuan2_trainer.data.collate import collate
 from yuan2_trainer.data.families import families, work_of
@@ -197,24 +198,20 @@ class Stepper:
     def losses(self, rows: list[Row], reduction: str, model: Any = None) -> Tensor:
         """The sum of the losses of a micro batch, or with `none` that of each labelled token."""
         micro = collate(self.store, rows, self.pad_id, self.max_length)
-        output = (self.engine if model is None else model)(
-            input_ids=self._tensor(micro.input_ids),
-            attention_mask=self._tensor(micro.attention_mask),
-            labels=self._tensor(micro.labels),
-            document_ids=self._optional(micro.document_ids),
-            previous_ids=self._optional(micro.previous_ids),
-            use_cache=False,
-            return_logits=False,
-            loss_reduction=reduction,
+        weights = self.engine.module.get_input_embeddings().weight
+        prepared = prepare_rows(
+            torch.from_numpy(micro.input_ids),
+            torch.from_numpy(micro.labels),
+            torch.from_numpy(micro.attention_mask),
+            _optional(micro.document_ids),
+            _optional(micro.previous_ids),
+            device=self.device,
+            dtype=weights.dtype,
         )
+        called = self.engine if model is None else model
+        output = called(rows=prepared, use_cache=False, return_logits=False, loss_reduction=reduction)
         loss: Tensor = output.loss
         return loss
-
-    def _optional(self, values: np.ndarray | None) -> Tensor | None:
-        return None if values is None else self._tensor(values)
-
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
     def _clip_without_zero(self) -> Tensor | None:
         """Clip plain fp32 gradients and return their norm, which DeepSpeed does not tell without ZeRO."""
@@ -237,3 +234,7 @@ class Stepper:
             numbers[len(local_sums) :].tolist(),
         )
         return sums, Wishes(stops > 0, saves > 0), max(memory)
+
+
+def _optional(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
