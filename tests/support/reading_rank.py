@@ -1,4 +1,5 @@
-"""A rank that notes what it reads of weights: a line of name and bytes for each, in `reads-RANK.txt`."""
+"""A rank that notes what it reads of weights, a line of name and bytes for each, in `reads-RANK.txt`, and in
+`held-RANK.txt` the bytes of what it keeps of a loaded model."""
 
 from __future__ import annotations
 
@@ -14,12 +15,24 @@ def main(arguments: list[str]) -> int:
     from yuan2_model import weights
     from yuan2_trainer import rank
     from yuan2_trainer.checkpoint import shards
+    from yuan2_trainer.model import loading
 
+    loading.check_model = _noting_held(loading.check_model, Path(arguments[0]))  # type: ignore[attr-defined]
     note = Path(arguments[0]) / note_name(int(os.environ["RANK"]))
     note.touch()
     for module in (weights, shards):
         module.safe_open = _noting(module.safe_open, note)  # type: ignore[attr-defined]
     return rank.main(arguments)
+
+
+def _noting_held(check: Any, workspace: Path) -> Any:
+    def noted(model: Any, job: Any) -> None:
+        pieces = [getattr(item, "ds_tensor", item) for item in model.parameters()]
+        held = sum(piece.numel() * piece.element_size() for piece in pieces)
+        (workspace / f"held-{os.environ['RANK']}.txt").write_text(str(held))
+        check(model, job)
+
+    return noted
 
 
 def _noting(opening: Any, note: Path) -> Any:

@@ -37,7 +37,7 @@ def train_seconds(run: Run) -> float | None:
     rows = run.rows_per_step
     micro_batches = math.ceil(rows / run.micro_batch)
     micro = micro_batch_seconds(run, run.gpu, rows / micro_batches)
-    return run.steps * (micro_batches * micro + _step_seconds(run, run.gpu))
+    return run.steps * (micro_batches * micro + step_seconds(run, run.gpu))
 
 
 def micro_batch_seconds(run: Run, gpu: Gpu, rows: float) -> float:
@@ -106,7 +106,7 @@ def _from_host(run: Run) -> float:
     return _gathers(run) * run.shape.parameters * run.value_bytes / run.world / HOST_LINK
 
 
-def _step_seconds(run: Run, gpu: Gpu) -> float:
+def step_seconds(run: Run, gpu: Gpu) -> float:
     """What a step adds to its micro batches: weights or gradients around the ring, and AdamW on the host.
 
     AdamW on the GPU is a few passes over its share of the state: nothing beside a step.

@@ -78,7 +78,7 @@ def gpu_memory(run: Run) -> Memory:
     working, gathered, buckets = _working(run), _gathered(run), _buckets(run)
     moved = run.offload != "none"
     parts = Memory(
-        weights=0.0 if run.offload == "parameters" else _weights(run),
+        weights=0.0 if run.offload == "parameters" else weight_bytes(run),
         gradients=0.0 if moved else _gradients(run),
         optimizer=0.0 if moved else _optimizer(run),
         gathered=gathered,
@@ -99,10 +99,11 @@ def host_memory(run: Run) -> float:
     if run.offload == "none":
         return 0.0
     optimizer = run.trainable * (OPTIMIZER_BYTES + 4) / run.shards
-    return optimizer + (_weights(run) if run.offload == "parameters" else 0.0)
+    return optimizer + (weight_bytes(run) if run.offload == "parameters" else 0.0)
 
 
-def _weights(run: Run) -> float:
+def weight_bytes(run: Run) -> float:
+    """Of all weights, or of a rank's share of them under ZeRO-3, in the type that they are kept in."""
     shape = run.shape
     adapters = 0 if run.method == "full" else run.trainable
     if run.method == "qlora":
