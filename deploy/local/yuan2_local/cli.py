@@ -13,7 +13,7 @@ from types import FrameType
 from . import cluster, images, provisioner, registry, volumes
 from .command import note, tail
 from .errors import ClusterError
-from .gobuild import NODE, ensure_binaries
+from .gobuild import NODE, TESTS, ensure_binaries
 from .node import set_gpus
 from .paths import Cache, State, cache_from, control_plane_state, is_foreign, node_state
 from .processes import Processes
@@ -161,7 +161,7 @@ def _images(options: argparse.Namespace, cache: Cache) -> None:
 
 
 def _build(_options: argparse.Namespace, cache: Cache) -> None:
-    ensure_binaries(cache, NODE)
+    ensure_binaries(cache, (*NODE, *TESTS))
     if os.geteuid() != 0:
         return
     running = registry.is_running(cache)

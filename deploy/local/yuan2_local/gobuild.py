@@ -88,6 +88,10 @@ CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 NODE = (*CONTROL_PLANE, "kube-scheduler", "kubelet", "kube-proxy", "crisweep", "coredns", "registry", "pause")
 
 
+TESTS = ("kueue", "kwok")
+"""What only tests and benchmarks use."""
+
+
 def program_key(program: Program, modules: Path) -> str:
     """Key of a program's binary: the module's versions and hashes, its own sources, the flags."""
     folder = modules / program.module

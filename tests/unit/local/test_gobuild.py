@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from yuan2_local.gobuild import CONTROL_PLANE, NODE, PROGRAMS, Patch, program_key
+from yuan2_local.gobuild import CONTROL_PLANE, NODE, PROGRAMS, TESTS, Patch, program_key
 from yuan2_local.paths import LOCAL
 
 MODULES = LOCAL / "go"
@@ -22,8 +22,9 @@ def test_another_patch_or_other_manifests_make_another_binary():
     assert len(keys) == 4
 
 
-def test_programs_of_tests_are_built_only_when_they_are_asked_for():
-    assert not {"kueue", "kwok"} & {*NODE, *CONTROL_PLANE}
+def test_a_cluster_needs_no_program_of_the_tests():
+    assert not {*TESTS} & {*NODE, *CONTROL_PLANE}
+    assert {*TESTS, *NODE} == {*PROGRAMS}
     assert {program.module for program in PROGRAMS.values()} == {
         folder.name for folder in MODULES.iterdir() if folder.is_dir()
     }
