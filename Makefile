@@ -69,13 +69,13 @@ lint: verify ## Format, lint, types, layers, generated files
 unit unit-light compat integration vllm-worker: export OMP_NUM_THREADS = 1
 
 unit: $(VENV)/.ok ## Unit and golden tests
-	$(PYTEST) tests/unit tests/golden -q -n 2 --dist loadfile
+	$(PYTEST) tests/unit tests/golden tests/gpu -q -n 2 --dist loadfile
 
 unit-light: $(LIGHT)/.ok ## The unit tests of core and operator in .venv-light
 	$(LIGHT)/bin/python -m pytest tests/unit/core tests/unit/operator -q -n 2 --dist loadfile -m "not torch"
 
 compat: $(COMPAT)/.ok ## The unit tests of trainer and server on Python 3.10 and torch 2.1.2
-	$(COMPAT)/bin/python -m pytest tests/unit/core tests/unit/model tests/unit/trainer tests/unit/server tests/golden -q -n 2 --dist loadfile
+	$(COMPAT)/bin/python -m pytest tests/unit/core tests/unit/model tests/unit/trainer tests/unit/server tests/golden tests/gpu -q -n 2 --dist loadfile
 
 # Both sides: our own model answers in .venv, vLLM in .venv-vllm.
 vllm: $(VENV)/.ok $(VLLM)/.ok ## The plugin yuan2_vllm in an unmodified vLLM on CPU
@@ -92,6 +92,13 @@ integration: $(VENV)/.ok $(FASTCHAT)/.ok ## Against the real control plane, Fast
 
 processors: $(VENV)/.ok ## The tests that carry the numbers, as other kinds of processors compute
 	@scripts/processors.sh $(PY)
+
+.PHONY: gpu-check gpu-bundle
+gpu-check: $(VENV)/.ok ## On this machine's GPU, what only one can show, with figures (GPU_PYTHON=python3: not .venv)
+	@scripts/gpu-check.sh $(or $(GPU_PYTHON),$(PY))
+
+gpu-bundle: $(VENV)/.ok ## Pack gpu-check for a machine that has torch, transformers and safetensors alone
+	@scripts/gpu-check.sh $(or $(GPU_PYTHON),$(PY)) --bundle
 
 soak-kill: $(VENV)/.ok ## Runs killed in every phase, ten by chance (YUAN2_KILL_SEED, YUAN2_KILL_ROUNDS)
 	YUAN2_KILL_SEED=$${YUAN2_KILL_SEED:-$$RANDOM} YUAN2_KILL_ROUNDS=$${YUAN2_KILL_ROUNDS:-10} $(PYTEST) tests/integration/trainer/test_kills.py -q -s
