@@ -135,6 +135,10 @@ class FineTuneReconciler:
         subject = replace(subject, prepared=PreparedData.known(subject.prior, progress))
         world = replace(world, pulse=take_pulse(subject.spec, progress, attempt, subject.now), said=progress)
         decision = await self._decide(subject, world)
+        if in_kueue(subject.spec.scheduling) and half_done(
+            read_ledger(subject.prior), decision.ledger, world
+        ):
+            await self._leave_queue(subject)
         decision, trouble = await self._apply(subject, decision, world)
         finding = Finding(
             uid=subject.owner.uid,
@@ -281,9 +285,7 @@ class FineTuneReconciler:
         if delay != 0:
             return status, delay
         if in_kueue(subject.spec.scheduling) and gives_place_back(prior.conditions, status.conditions):
-            await self._context.client.delete(
-                WORKLOADS, subject.owner.namespace, workload_name(subject.owner)
-            )
+            await self._leave_queue(subject)
         await self._context.write_status(FINETUNES, subject.owner, subject.before, status.to_api())
         self._written[key] = written(self._written.get(key), prior, status, subject.now)
         count_endings(subject.owner.namespace, prior.attempts, status.attempts)
@@ -292,6 +294,11 @@ class FineTuneReconciler:
             subject.owner, [*attempts, *condition_events(prior.conditions, status.conditions)]
         )
         return status, None
+
+    async def _leave_queue(self, subject: Subject) -> None:
+        """Delete the Workload of the run; the pods of a later attempt make another."""
+        owner = subject.owner
+        await self._context.client.delete(WORKLOADS, owner.namespace, workload_name(owner))
 
     async def _clean_up(
         self, subject: Subject, status: FineTuneStatus, decision: Decision, world: World
@@ -316,6 +323,15 @@ class FineTuneReconciler:
         if ledger.ending is not None and world.quiet(subject.now):
             for service in self._context.cache.of(SERVICES.plural, key_of(owner)):
                 await applier.remove(owner, "Service", service["metadata"]["name"], now)
+
+
+def half_done(before: Ledger, after: Ledger, world: World) -> bool:
+    """An attempt that one rank had ended well has just ended, and another will follow. Kueue counts that pod
+    as done for good and would delete the next pod of its rank: the group must begin anew."""
+    ended = before.open
+    if ended is None or after.ending is not None or (after.open and after.open.number == ended.number):
+        return False
+    return any(pod.exit_code == 0 for pod in world.view(ended.number).pods)
 
 
 def repairable(manifests: list[Object], config: str | None) -> list[Object]:

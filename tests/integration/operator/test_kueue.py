@@ -162,3 +162,14 @@ def test_a_failed_run_gives_its_quota_back(run):
 def _terminating(run: Bench, name: str) -> bool:
     pods = {pod["metadata"]["name"]: pod for pod in run.node.pods(run.namespace)}
     return name not in pods or "deletionTimestamp" in pods[name]["metadata"]
+
+
+def test_a_rank_that_had_ended_well_does_not_wedge_the_run(run):
+    run.create(**QUEUE)
+    first = start(run)
+    run.node.end(first[0], 0, run.termination("Complete", "trained to the end", step=100))
+    run.node.end(first[1], 1, "boom")
+    second = start(run, attempt=2)
+    for pod in second:
+        run.node.end(pod, 0, run.termination("Complete", "trained to the end", step=100))
+    run.wait_condition("Complete", "True")

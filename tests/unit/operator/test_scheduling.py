@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import pytest
 
 from tests.support.attempts import spec_of
@@ -11,7 +13,12 @@ from yuan2_operator.manifests.finetune import finetune_manifests
 from yuan2_operator.plan.finetune import FineTunePlan, plan_finetune
 from yuan2_operator.plan.owner import Owner
 from yuan2_operator.plan.scheduling import gives_place_back, workload_name
+from yuan2_operator.reconcile.finetune import half_done
+from yuan2_operator.status.attempts import Ending, Ledger, World
+from yuan2_operator.status.judgement import AttemptView
+from yuan2_operator.status.pods import PodFacts
 
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 OWNER = Owner(KIND_FINETUNE, "alpaca", "demo", "uid-1", 1)
 
 
@@ -102,3 +109,25 @@ def conditions(**states):
 )
 def test_the_place_is_given_back_once(before, after, given):
     assert gives_place_back(conditions(**before), conditions(**after)) is given
+
+
+def view(*codes):
+    pods = tuple(
+        PodFacts(name=f"x-1-{index}", index=index, attempt=1, phase="Failed", node="a", exit_code=code)
+        for index, code in enumerate(codes)
+    )
+    return World({1: AttemptView(1, None, pods)})
+
+
+@pytest.mark.parametrize(
+    ("codes", "after", "expected"),
+    [
+        ((0, 1), Ledger(number=1), True),
+        ((0, 1), Ledger(number=1).begin(2, NOW), True),
+        ((1, 1), Ledger(number=1), False),
+        ((0, 1), Ledger(number=0).begin(1, NOW), False),
+        ((0, 0), Ledger(number=1, ending=Ending(True, "Succeeded", "")), False),
+    ],
+)
+def test_a_group_begins_anew_when_a_rank_had_ended_well(codes, after, expected):
+    assert half_done(Ledger().begin(1, NOW), after, view(*codes)) is expected
