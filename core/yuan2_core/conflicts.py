@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from yuan2_core.contract import TrainJob
-from yuan2_core.sections import DeepSpeed, LoRA, Method
+from yuan2_core.sections import DeepSpeed, LoRA, Method, Training
 
 MethodName = Literal["full", "lora", "qlora"]
 
@@ -30,6 +30,23 @@ DORA_STAGE_3: Final = (
 )
 ONE_LENGTH: Final = "training.epochs and training.maxSteps exclude each other: remove one"
 ONE_WARMUP: Final = "training: warmupRatio and warmupSteps exclude each other; leave one out"
+ONE_DECAY: Final = "training: decayRatio and decaySteps exclude each other; leave one out"
+ONLY_WSD: Final = (
+    "training: decayRatio and decaySteps say when schedule wsd begins to fall; set schedule to wsd, or leave "
+    "them out"
+)
+RATE_STAYS: Final = (
+    "training.minLearningRate: with schedule constant the rate never falls; set another schedule, or leave "
+    "minLearningRate out"
+)
+RATE_RISES: Final = (
+    "training.minLearningRate is above training.learningRate, which the rate falls from; lower one or raise "
+    "the other"
+)
+SMOOTHED_ANSWERS: Final = (
+    "training.labelSmoothing spreads the labels of answers that are learned as they stand (objective.sft); "
+    "leave it out, or set objective.dpo.labelSmoothing"
+)
 NOT_CHECKPOINTED: Final = (
     "training.gradientCheckpointingEvery: gradientCheckpointing is false, no layer is computed again; leave "
     "one of the two out"
@@ -67,7 +84,7 @@ DECIDED: Final[Mapping[str, str]] = {
     "amp": "training.precision",
     "data_types": "training.fp32Gradients",
     "communication_data_type": "training.fp32Gradients",
-    "optimizer": "training.learningRate and training.weightDecay",
+    "optimizer": "training.learningRate, training.weightDecay and training.adam*",
     "scheduler": "training.schedule",
     "activation_checkpointing": "training.gradientCheckpointing",
     "tensorboard": "output.tensorboard",
@@ -147,10 +164,24 @@ def training_conflicts(job: TrainJob) -> Iterator[str]:
         yield ONE_LENGTH
     if training.warmup_ratio is not None and training.warmup_steps is not None:
         yield ONE_WARMUP
+    yield from _rate_conflicts(training)
+    if training.label_smoothing > 0 and objective.sequences > 1:
+        yield SMOOTHED_ANSWERS
     if not training.gradient_checkpointing and training.gradient_checkpointing_every != 1:
         yield NOT_CHECKPOINTED
     if training.fp32_gradients and training.precision == "bf16" and job.stage == 0:
         yield FP32_GRADIENTS
+
+
+def _rate_conflicts(training: Training) -> Iterator[str]:
+    if training.decay_ratio is not None and training.decay_steps is not None:
+        yield ONE_DECAY
+    if training.schedule != "wsd" and (training.decay_ratio is not None or training.decay_steps is not None):
+        yield ONLY_WSD
+    if training.schedule == "constant" and training.min_learning_rate > 0:
+        yield RATE_STAYS
+    if training.min_learning_rate > training.learning_rate:
+        yield RATE_RISES
 
 
 def evaluation_conflicts(job: TrainJob) -> Iterator[str]:

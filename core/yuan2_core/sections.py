@@ -12,6 +12,8 @@ from yuan2_core.document import Contract
 
 DEFAULT_WARMUP_RATIO = 0.03
 """Share of warm-up steps when neither `warmupRatio` nor `warmupSteps` is given (published recipe)."""
+DEFAULT_DECAY_RATIO = 0.1
+"""Share of the steps in which schedule `wsd` falls when neither `decayRatio` nor `decaySteps` is given."""
 DEFAULT_EPOCHS = 3.0
 """Passes over the data when neither `epochs` nor `maxSteps` is given (published recipe)."""
 
@@ -53,7 +55,7 @@ def _layers(names: tuple[str, ...]) -> tuple[str, ...]:
 ModelSize = Literal["2B", "51B", "102B", "custom"]
 LossMode = Literal["efficient", "last_response", "split_example"]
 DatasetFormat = Literal["auto", "fastchat", "openai", "alpaca", "belle", "trl", "text"]
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 TrainPrecision = Annotated[
     Literal["bf16", "fp32"],
     BeforeValidator(_without_fp16),
@@ -206,6 +208,12 @@ class Training(Contract):
     """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay; not applied to norms and biases."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """How much of the mean gradient of earlier steps AdamW keeps."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """How much of the mean squared gradient of earlier steps it keeps."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """What it adds to the root of that mean."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
     warmup_ratio: Fraction | None = None
@@ -214,7 +222,18 @@ class Training(Contract):
     warmup_steps: NaturalInt | None = None
     """Steps in which the learning rate rises from 0, instead of `warmupRatio`."""
     schedule: Schedule = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """What the learning rate does after the warm-up: it falls as a cosine or a line, stays, or stays and
+    falls as a cosine at the end (`wsd`: warm-up, stable, decay)."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """What the learning rate falls to."""
+    decay_ratio: Fraction | None = None
+    """With `wsd`: share of the steps in which the rate falls; 0.1 without it and `decaySteps`."""
+    decay_steps: PositiveInt | None = None
+    """With `wsd`: the last steps, in which the rate falls, instead of `decayRatio`."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label's weight that is spread over the vocabulary; off in evaluation. With `sft` only."""
+    neftune_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Size of the noise on embeddings in training (NEFTune, arXiv 2310.05914); 0 for none, 5 is usual."""
     packing: bool = True
     """Put several sequences into one row of up to `maxLength` tokens, each seeing only itself; off, rows are
     padded. A batch is counted in sequences either way, so only the time per step changes."""

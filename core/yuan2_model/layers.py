@@ -302,11 +302,12 @@ class LanguageModelHead(nn.Linear):
         chunk: int | None = None,
         each: bool = False,
         every: bool = False,
+        smoothing: float = 0.0,
     ) -> Tensor:
         """Logits [B, T, V]; or, given the label of what follows each position, the sum of the losses, or
         each of them."""
         if next_BT is not None and each:
             return labelled_losses(hidden_BTH, self.weight, next_BT, chunk, every)
         if next_BT is not None:
-            return labelled_loss_sum(hidden_BTH, self.weight, next_BT, chunk, every).total
+            return labelled_loss_sum(hidden_BTH, self.weight, next_BT, chunk, every, smoothing).total
         return super().forward(hidden_BTH)

@@ -88,7 +88,12 @@ class _LabelledLosses(torch.autograd.Function):
 
 
 def labelled_loss_sum(
-    hidden_BTH: Tensor, weight_VH: Tensor, next_BT: Tensor, chunk: int | None = None, every: bool = False
+    hidden_BTH: Tensor,
+    weight_VH: Tensor,
+    next_BT: Tensor,
+    chunk: int | None = None,
+    every: bool = False,
+    smoothing: float = 0.0,
 ) -> LossSum:
     """Cross-entropy of `hidden @ weight.T` against the labelled positions, summed.
 
@@ -101,6 +106,7 @@ def labelled_loss_sum(
         next_BT: label of each position (see `shifted_labels`), `IGNORED` where there is none.
         every: all positions are labelled, which need not be looked for then: a GPU would be waited for.
         chunk: labelled tokens whose logits are held at once; absent, as many as make 256 MiB in fp32.
+        smoothing: share of each label's weight that is spread evenly over all V rows.
     """
     labels_L, hidden_LH = _labelled(hidden_BTH, next_BT, every)
     hidden_LH = hidden_LH.to(weight_VH.dtype)
@@ -109,7 +115,7 @@ def labelled_loss_sum(
         weight_VH = weight_VH.detach()
     if chunk is None:
         chunk = max(1, _CHUNK_LOGITS // weight_VH.shape[0])
-    total = _LabelledLoss.apply(hidden_LH, weight_VH, labels_L, chunk)
+    total = _LabelledLoss.apply(hidden_LH, weight_VH, labels_L, chunk, smoothing)
     return LossSum(total, labels_L.numel())
 
 
@@ -124,7 +130,9 @@ def _labelled(hidden_BTH: Tensor, next_BT: Tensor, every: bool) -> tuple[Tensor,
 
 class _LabelledLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_LH: Tensor, weight_VH: Tensor, labels_L: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_LH: Tensor, weight_VH: Tensor, labels_L: Tensor, chunk: int, smoothing: float
+    ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden_LH) if wants_hidden else None
         # fp32, because a sum of many chunks would lose its small terms in bf16.
@@ -134,11 +142,13 @@ class _LabelledLoss(torch.autograd.Function):
             for start in range(0, hidden_LH.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 hidden_CH, labels_C1 = hidden_LH[rows], labels_L[rows, None]
-                losses_C, logits_CV = _losses_and_softmax(hidden_CH @ weight_VH.T, labels_C1)
+                losses_C, logits_CV = _losses_and_softmax(hidden_CH @ weight_VH.T, labels_C1, smoothing)
                 total += losses_C.sum()
                 if not (wants_hidden or wants_weight):
                     continue
-                logits_CV.scatter_add_(1, labels_C1, logits_CV.new_full(labels_C1.shape, -1.0))
+                logits_CV.scatter_add_(1, labels_C1, logits_CV.new_full(labels_C1.shape, smoothing - 1.0))
+                if smoothing:
+                    logits_CV.sub_(smoothing / logits_CV.shape[1])
                 _add_gradients(
                     logits_CV.to(weight_VH.dtype), hidden_CH, weight_VH, rows, hidden_grad, weight_grad
                 )
@@ -154,7 +164,7 @@ class _LabelledLoss(torch.autograd.Function):
             raise RuntimeError("the gradients of this loss were taken already: compute it again")
         grads = tuple(None if x is None else _scale(x, grad) for x in (ctx.hidden_grad, ctx.weight_grad))
         del ctx.hidden_grad, ctx.weight_grad
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 def _scale(rows_RC: Tensor, factor: Tensor) -> Tensor:
@@ -166,11 +176,16 @@ def _scale(rows_RC: Tensor, factor: Tensor) -> Tensor:
     return rows_RC
 
 
-def _losses_and_softmax(logits_CV: Tensor, labels_C1: Tensor) -> tuple[Tensor, Tensor]:
+def _losses_and_softmax(
+    logits_CV: Tensor, labels_C1: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Losses of a chunk and its softmax, which takes the place of the logits."""
     logits_CV = logits_CV.float()
     highest_C1 = logits_CV.amax(dim=1, keepdim=True)
     target_C1 = logits_CV.gather(1, labels_C1) - highest_C1
+    if smoothing:
+        mean_C1 = logits_CV.mean(dim=1, keepdim=True) - highest_C1
+        target_C1 = (1 - smoothing) * target_C1 + smoothing * mean_C1
     scale_C1 = logits_CV.sub_(highest_C1).exp_().sum(dim=1, keepdim=True)
     return (scale_C1.log() - target_C1).squeeze(1), logits_CV.div_(scale_C1)
 

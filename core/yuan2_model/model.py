@@ -18,6 +18,7 @@ from yuan2_model.config import Yuan2Config
 from yuan2_model.layers import DecoderLayer, LanguageModelHead, PairConvolution, RMSNorm, rotation
 from yuan2_model.layout import Layout, lay_out
 from yuan2_model.loss import LossSum, shifted_labels
+from yuan2_model.noise import noise
 from yuan2_model.outputs import CACHE_NAME, DecodedOutput, Yuan2Output
 from yuan2_model.rows import Rows
 
@@ -51,6 +52,7 @@ class Yuan2Model(Yuan2PreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head_dim = config.dimensions().head_dim
         self.gradient_checkpointing = False
+        self.noise_alpha = 0.0  # in training, the size of the noise on embeddings (NEFTune)
         self.checkpoint_every = 1  # with gradient checkpointing, of so many layers one is computed again
         self.post_init()
 
@@ -137,6 +139,8 @@ class Yuan2Model(Yuan2PreTrainedModel):
     def _through_layers(
         self, x_BTH: Tensor, layout: Layout, cache: Yuan2Cache | None, outputs_L: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
+        if self.training and self.noise_alpha:
+            x_BTH = x_BTH + noise(x_BTH, layout, self.noise_alpha)
         turn = rotation(layout.positions_BT, self.head_dim, x_BTH.dtype)
         inputs = []
         for index, layer in enumerate(self.layers):
@@ -160,6 +164,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = Yuan2Model(config)
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, bias=False)
+        self.label_smoothing = 0.0  # in training, the share of a label that is spread over the vocabulary
         self.post_init()
 
     def forward(
@@ -244,10 +249,13 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):
     ) -> LossSum:
         every = bool(decoded.every)
         count = next_BT.numel() if every else int((next_BT != IGNORED).sum())
+        smoothing = self.label_smoothing if self.training else 0.0
         if logits is None:
-            return LossSum(self.lm_head(decoded.last_hidden_state, next_BT, chunk, each, every), count)
-        flat = logits.flatten(0, 1).float()
-        return LossSum(cross_entropy(flat, next_BT.flatten(), ignore_index=IGNORED, reduction="sum"), count)
+            total = self.lm_head(decoded.last_hidden_state, next_BT, chunk, each, every, smoothing)
+            return LossSum(total, count)
+        flat, labels = logits.flatten(0, 1).float(), next_BT.flatten()
+        total = cross_entropy(flat, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        return LossSum(total, count)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""

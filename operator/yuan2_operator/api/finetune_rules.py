@@ -25,6 +25,7 @@ ONE_OBJECTIVE = rules(
 TRAINING = rules(
     ("!(has(self.epochs) && has(self.maxSteps))", conflicts.ONE_LENGTH),
     ("!(has(self.warmupRatio) && has(self.warmupSteps))", conflicts.ONE_WARMUP),
+    ("!(has(self.decayRatio) && has(self.decaySteps))", conflicts.ONE_DECAY),
 )
 DATASET = rules(
     ("!(has(self.evalSource) && self.evalFraction > 0.0)", conflicts.ONE_HELD_OUT),
@@ -106,6 +107,18 @@ SPEC = rules(
     (
         "self.training.gradientCheckpointing || self.training.gradientCheckpointingEvery == 1",
         conflicts.NOT_CHECKPOINTED,
+    ),
+    (
+        "self.training.schedule == 'wsd' ||"
+        " !(has(self.training.decayRatio) || has(self.training.decaySteps))",
+        conflicts.ONLY_WSD,
+    ),
+    ("self.training.schedule != 'constant' || self.training.minLearningRate == 0.0", conflicts.RATE_STAYS),
+    ("self.training.minLearningRate <= self.training.learningRate", conflicts.RATE_RISES),
+    (
+        "self.training.labelSmoothing == 0.0 ||"
+        " !(has(self.objective.dpo) || has(self.objective.orpo) || has(self.objective.kto))",
+        conflicts.SMOOTHED_ANSWERS,
     ),
     (f"!(({_DORA}) && {_STAGE} == 3)", conflicts.DORA_STAGE_3),
     (

@@ -69,3 +69,52 @@ def test_every_combination_of_held_out_data_and_evaluation(control_plane):
         answer, wanted = said(control_plane, spec), conflicts(spec)
         assert bool(answer) == bool(wanted), (spec, answer, wanted)
         assert all(sentence in answer for sentence in wanted), (answer, wanted)
+
+
+CONFIG_MAP: dict[str, Any] = {"persistentVolumeClaim": None, "configMap": {"name": "a", "key": "b"}}
+OBJECTIVES: tuple[dict[str, Any], ...] = (
+    {},
+    {"objective": {"sft": {}}},
+    {"objective": {"dpo": {"beta": 0.2}}},
+    {"objective": {"dpo": {}, "kto": {}}},
+)
+RATES: tuple[dict[str, Any], ...] = (
+    {},
+    {"schedule": "wsd", "decaySteps": 3, "minLearningRate": 1e-6},
+    {"schedule": "wsd", "decaySteps": 3, "decayRatio": 0.1},
+    {"decayRatio": 0.1},
+    {"schedule": "constant", "minLearningRate": 1e-6},
+    {"minLearningRate": 1},
+    {"labelSmoothing": 0.1, "neftuneAlpha": 5},
+)
+FILES: tuple[dict[str, Any], ...] = (
+    {},
+    {"format": "openai"},
+    {"files": [{"path": "."}, {"path": "a/b.json", "format": "openai", "weight": 0.5}]},
+    {"files": [{"path": "a"}], "format": "openai"},
+)
+
+
+def test_every_combination_of_objective_and_learning_rate(control_plane):
+    for objective, training in itertools.product(OBJECTIVES, RATES):
+        spec = {**objective, "training": training}
+        answer, wanted = said(control_plane, spec), conflicts(spec)
+        assert bool(answer) == bool(wanted), (spec, answer, wanted)
+        # A section that the schema refuses is not held against the rules of the whole spec.
+        assert any(sentence in answer for sentence in wanted) or not wanted, (answer, wanted)
+
+
+@pytest.mark.parametrize("dataset", FILES, ids=["none", "format", "files", "both"])
+def test_files_of_a_data_set(control_plane, dataset):
+    answer, wanted = said(control_plane, {"dataset": dataset}), conflicts({"dataset": dataset})
+    assert bool(answer) == bool(wanted), (answer, wanted)
+    assert all(sentence in answer for sentence in wanted), (answer, wanted)
+
+
+@pytest.mark.parametrize("path", ["/a", "a/", "a/../b"])
+def test_files_stay_below_their_directory_and_are_none_of_a_config_map(control_plane, path):
+    assert "dataset.files: a path is relative" in said(
+        control_plane, {"dataset": {"files": [{"path": path}]}}
+    )
+    spec = {"dataset": {"source": CONFIG_MAP, "files": [{"path": "a"}]}}
+    assert "a key of a ConfigMap is one file" in said(control_plane, spec)

@@ -99,7 +99,7 @@ def test_logits_of_one_chunk_at_most_are_held(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         module,
         "_losses_and_softmax",
-        lambda logits, labels: (seen.append(tuple(logits.shape)), real(logits, labels))[1],
+        lambda logits, *others: (seen.append(tuple(logits.shape)), real(logits, *others))[1],
     )
     hidden, weight, labels = make_inputs()
     count = labelled_loss_sum(hidden, weight, labels, 4).labelled
@@ -172,3 +172,41 @@ def test_arguments_that_cannot_be_honoured_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         model(input_ids=sequences[0][None], **arguments)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_label_smoothing_is_that_of_torch(smoothing: float) -> None:
+    hidden, weight, labels = make_inputs()
+    found = labelled_loss_sum(hidden, weight, labels, 3, smoothing=smoothing).total
+    gradients = torch.autograd.grad(found * 1.7, (hidden, weight))
+    logits = (hidden @ weight.T).flatten(0, 1)
+    wanted = cross_entropy(
+        logits, labels.flatten(), ignore_index=-100, reduction="sum", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    for gradient, expected in zip(
+        gradients, torch.autograd.grad(wanted * 1.7, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_labels_are_smoothed_in_training_alone_with_and_without_logits(
+    model: Yuan2ForCausalLM, sequences: list[Tensor]
+) -> None:
+    ids = sequences[0][None]
+
+    def losses() -> list[float]:
+        found = (model(ids, labels=ids, return_logits=kept, use_cache=False).loss for kept in (True, False))
+        return [float(loss.detach()) for loss in found]
+
+    plain = losses()
+    model.label_smoothing = 0.2
+    try:
+        assert losses() == plain
+        model.train()
+        smoothed = losses()
+    finally:
+        model.label_smoothing = 0.0
+        model.eval()
+    assert smoothed[0] == pytest.approx(smoothed[1], abs=1e-5)
+    assert abs(smoothed[0] - plain[0]) > 1e-4

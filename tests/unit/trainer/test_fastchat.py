@@ -167,10 +167,9 @@ def test_other_spellings_of_a_flag() -> None:
         (f"{LEAST} --bf16 maybe", "'maybe' is neither True nor False"),
         ("--data_path d --output_dir o", "--model_name_or_path: required"),
         (f"{LEAST} --fp16 True", "--fp16 True: fp16 cannot train Yuan 2.0"),
-        (f"{LEAST} --adam_beta2 0.95", "--adam_beta2 0.95: AdamW is the recipe's"),
+        (f"{LEAST} --optim_args fast", "--optim_args fast: there are no more settings"),
         (f"{LEAST} --optim adafactor", "--optim adafactor: only AdamW is there"),
         (f"{LEAST} --fsdp full_shard", "--fsdp full_shard: parameters are cut by DeepSpeed"),
-        (f"{LEAST} --label_smoothing_factor 0.1", "the recipe trains without smoothing"),
         (f"{LEAST} --lora_bias all", "--lora_bias all: Yuan 2.0's linear layers have no biases"),
     ],
 )
@@ -193,6 +192,10 @@ def test_a_wrong_command_line_is_one_line(line: str, message: str) -> None:
         (f"{LEAST} --evaluation_strategy steps", "--evaluation_strategy steps needs --eval_data_path"),
         (f"{LEAST} --evaluation_strategy often", "--evaluation_strategy often: give no, steps or epoch"),
         (f"{LEAST} --num_train_epochs 0", "--num_train_epochs 0.0: give a value greater than 0"),
+        (f"{LEAST} --lr_scheduler_kwargs [", "--lr_scheduler_kwargs [: not JSON"),
+        (f'{LEAST} --lr_scheduler_kwargs {{"min_lr":1}}', "--lr_scheduler_type linear has no settings here"),
+        (f"{LEAST} --lr_scheduler_type warmup_stable_decay", "needs one of num_decay_steps"),
+        (f"{LEAST} --label_smoothing_factor 1", "--label_smoothing_factor 1.0: give a value less than 1"),
         (f"{LEAST} --q_lora True", "--q_lora True computes in bf16; add --bf16 True"),
         (f"{LEAST} --lora_target_modules w", "--lora_target_modules w: Yuan 2.0 has q_proj"),
     ],
@@ -250,6 +253,19 @@ def test_schedules_and_lengths() -> None:
     constant = training("--lr_scheduler_type constant --warmup_ratio 0.1")
     assert (constant.schedule, constant.warmup_steps, constant.warmup_ratio) == ("constant", 0, None)
     assert training("--max_grad_norm 0").max_grad_norm == 0
+    floor = training('--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs {"min_lr":1e-6}')
+    assert (floor.schedule, floor.min_learning_rate) == ("cosine", 1e-6)
+    share = training('--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs {"min_lr_rate":0.5}')
+    assert share.min_learning_rate == share.learning_rate / 2
+    wsd = training('--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":9}')
+    assert (wsd.schedule, wsd.decay_steps) == ("wsd", 9)
+
+
+def test_optimizer_and_noise() -> None:
+    flags = "--adam_beta1 0.8 --adam_beta2 0.95 --adam_epsilon 1e-6 --label_smoothing_factor 0.1"
+    made = job(f"{LEAST} {flags} --neftune_noise_alpha 5").training
+    assert (made.adam_beta1, made.adam_beta2, made.adam_epsilon) == (0.8, 0.95, 1e-6)
+    assert (made.label_smoothing, made.neftune_alpha) == (0.1, 5)
 
 
 def test_evaluation() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuan2_trainer.train.schedule import rate_factor, warmup_steps
+from yuan2_core.sections import Training
+from yuan2_trainer.train.schedule import decay_of, learning_rate, rate_factor, warmup_steps
 
 totals = st.integers(1, 5000)
 ratios = st.floats(0, 1)
@@ -46,3 +47,49 @@ def test_transformers_schedules_give_the_same_rates(name: str) -> None:
         assert rate_factor(step, 40, 4, name) == pytest.approx(theirs.get_last_lr()[0])  # type: ignore[arg-type]
         optimizer.step()
         theirs.step()
+
+
+@pytest.mark.parametrize("decay", [1, 7, 36])
+def test_warmup_stable_decay_is_that_of_transformers(decay: int) -> None:
+    import torch
+    from transformers.optimization import get_wsd_schedule
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_wsd_schedule(
+        optimizer, num_warmup_steps=4, num_decay_steps=decay, num_stable_steps=36 - decay, decay_type="cosine"
+    )
+    training = Training(schedule="wsd", warmup_steps=4, decay_steps=decay, learning_rate=1.0)
+    for step in range(40):
+        assert learning_rate(training, step, 40) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_cosine_with_a_least_rate_is_that_of_transformers() -> None:
+    import torch
+    from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 0, 40, min_lr=0.1)
+    training = Training(warmup_steps=0, learning_rate=0.5, min_learning_rate=0.1)
+    for step in range(40):
+        assert learning_rate(training, step, 40) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert learning_rate(training, 40, 40) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_a_warm_up_begins_at_nothing_and_the_end_is_the_least_rate(schedule: str) -> None:
+    training = Training.model_validate(
+        {"schedule": schedule, "warmup_steps": 5, "learning_rate": 0.5, "min_learning_rate": 0.1}
+    )
+    assert learning_rate(training, 0, 50) == 0
+    assert learning_rate(training, 5, 50) == pytest.approx(0.5)
+    assert learning_rate(training, 50, 50) == pytest.approx(0.1)
+
+
+def test_a_decay_is_a_share_of_the_run_and_never_in_the_warm_up() -> None:
+    assert decay_of(Training(schedule="wsd"), 1000) == 100
+    assert decay_of(Training(schedule="wsd", decay_ratio=0.25), 1000) == 250
+    assert decay_of(Training(schedule="wsd", decay_steps=5000, warmup_steps=40), 100) == 60

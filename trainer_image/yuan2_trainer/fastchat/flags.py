@@ -68,6 +68,12 @@ def _mapped() -> Iterator[Flag]:
     yield Flag("warmup_ratio", "number", 0.0)
     yield Flag("warmup_steps", "int", 0)
     yield Flag("lr_scheduler_type", "text", "linear")
+    yield Flag("lr_scheduler_kwargs", "text")
+    yield Flag("adam_beta1", "number", 0.9)
+    yield Flag("adam_beta2", "number", 0.999)
+    yield Flag("adam_epsilon", "number", 1e-8)
+    yield Flag("label_smoothing_factor", "number", 0.0)
+    yield Flag("neftune_noise_alpha", "number")
     yield Flag("bf16", "bool", False)
     yield Flag("tf32", "bool", False)
     yield Flag("gradient_checkpointing", "bool", False)
@@ -93,19 +99,12 @@ def _mapped() -> Iterator[Flag]:
 
 
 def _restricted() -> Iterator[Flag]:
-    betas = "AdamW is the recipe's: betas 0.9 and 0.999, epsilon 1e-8; leave the flag out"
     adamw = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
     yield Flag("fp16", "bool", False, only=(False,), refusal=WITHOUT_FP16)
-    yield Flag("adam_beta1", "number", 0.9, only=(0.9,), refusal=betas)
-    yield Flag("adam_beta2", "number", 0.999, only=(0.999,), refusal=betas)
-    yield Flag("adam_epsilon", "number", 1e-8, only=(1e-8,), refusal=betas)
     yield Flag("optim", "text", "adamw_torch", only=adamw, refusal=f"only AdamW is there: {', '.join(adamw)}")
     yield Flag("adafactor", "bool", False, only=(False,), refusal="only AdamW is there; leave the flag out")
-    for name in ("optim_args", "optim_target_modules", "lr_scheduler_kwargs"):
+    for name in ("optim_args", "optim_target_modules"):
         yield Flag(name, "text", None, only=(None, ""), refusal="there are no more settings; leave it out")
-    for name, what in (("label_smoothing_factor", "smoothing"), ("neftune_noise_alpha", "noise")):
-        why = f"the recipe trains without {what}; leave the flag out"
-        yield Flag(name, "number", 0, only=(0,), refusal=why)
     why = "parameters are cut by DeepSpeed; give --deepspeed a file with ZeRO-3 instead"
     yield Flag("fsdp", "text", "", only=("",), refusal=why)
     why = "samples are taken in random order; leave the flag out"

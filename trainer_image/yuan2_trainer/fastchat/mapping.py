@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +41,23 @@ _SCHEDULES: Final[Mapping[str, Schedule]] = {
     "linear": "linear",
     "constant": "constant",
     "constant_with_warmup": "constant",
+    "cosine_with_min_lr": "cosine",
+    "warmup_stable_decay": "wsd",
 }
+_KWARGS: Final[Mapping[str, Mapping[str, str]]] = {
+    "cosine_with_min_lr": {"min_lr": "min_learning_rate", "min_lr_rate": "min_learning_rate"},
+    "warmup_stable_decay": {"num_decay_steps": "decay_steps"},
+}
+"""Keys of `--lr_scheduler_kwargs` that a schedule of transformers has, and their fields here."""
 
 _FLAG_OF: Final[Mapping[str, str]] = {
     "epochs": "num_train_epochs",
     "max_length": "model_max_length",
     "micro_batch_size": "per_device_train_batch_size",
+    "label_smoothing": "label_smoothing_factor",
+    "neftune_alpha": "neftune_noise_alpha",
+    "min_learning_rate": "lr_scheduler_kwargs",
+    "decay_steps": "lr_scheduler_kwargs",
     "r": "lora_r",
     "alpha": "lora_alpha",
     "dropout": "lora_dropout",
@@ -57,6 +69,9 @@ _SAME_NAME: Final = (
     "learning_rate",
     "weight_decay",
     "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
     "tf32",
     "seed",
 )
@@ -141,6 +156,9 @@ def _training(flags: Mapping[str, Any], zero: ZeroSettings, notes: list[str]) ->
         **{name: flags[name] for name in _SAME_NAME},
         "gradient_checkpointing": flags["gradient_checkpointing"] or flags["activation_checkpointing"],
         **warmup,
+        **_schedule_settings(flags),
+        "label_smoothing": flags["label_smoothing_factor"],
+        "neftune_alpha": flags["neftune_noise_alpha"] or 0.0,
         "loss": loss_mode(flags),
         "epochs": None if limited else flags["num_train_epochs"],
         "max_steps": flags["max_steps"] if limited else None,
@@ -169,6 +187,23 @@ def _schedule(flags: Mapping[str, Any], notes: list[str]) -> tuple[Schedule, dic
             notes.append("--warmup_ratio has no effect beside --warmup_steps")
         return _SCHEDULES[name], {"warmup_steps": steps}
     return _SCHEDULES[name], {"warmup_ratio": ratio}
+
+
+def _schedule_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--lr_scheduler_kwargs` says beside the schedule's name: a JSON object."""
+    text, name = flags["lr_scheduler_kwargs"], flags["lr_scheduler_type"]
+    known = _KWARGS.get(name, {})
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise JobError(f"--lr_scheduler_kwargs {text}: not JSON ({error})") from error
+    if not isinstance(found, dict) or not set(found) <= set(known):
+        keys = ", ".join(known) or "no settings"
+        raise JobError(f"--lr_scheduler_kwargs {text}: --lr_scheduler_type {name} has {keys} here")
+    if name in _KWARGS and len(found) != 1:
+        raise JobError(f"--lr_scheduler_type {name} needs one of {', '.join(known)} in --lr_scheduler_kwargs")
+    rate = flags["learning_rate"]
+    return {known[key]: value * rate if key == "min_lr_rate" else value for key, value in found.items()}
 
 
 def _method(given: Mapping[str, Any], flags: Mapping[str, Any], zero: ZeroSettings) -> Method:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from yuan2_core.conflicts import PASSED_ON
 from yuan2_core.sections import WITHOUT_FP16, Offload
-from yuan2_trainer.model.deepspeed import ADAM_BETAS, ADAM_EPS, FLOPS_PROFILER, zero_section
+from yuan2_trainer.model.deepspeed import FLOPS_PROFILER, zero_section
 from yuan2_trainer.pod.outcome import JobError
 
 AUTO: Final = "auto"
@@ -118,8 +118,8 @@ def _contradictions(config: Mapping[str, Any], flags: Mapping[str, Any], ranks: 
         ("enabled", bf16, flags["bf16"], "--bf16"),
         ("lr", parameters, flags["learning_rate"], "--learning_rate"),
         ("weight_decay", parameters, flags["weight_decay"], "--weight_decay"),
-        ("betas", parameters, list(ADAM_BETAS), "the recipe"),
-        ("eps", parameters, ADAM_EPS, "the recipe"),
+        ("betas", parameters, [flags["adam_beta1"], flags["adam_beta2"]], "--adam_beta1 and --adam_beta2"),
+        ("eps", parameters, flags["adam_epsilon"], "--adam_epsilon"),
     )
     for key, section, wanted, flag in pairs:
         found = section.get(key, AUTO)

@@ -48,10 +48,6 @@ BUCKET_LIMIT_ON_CPU = 5e7
 """Communication buckets are allocated whole; half a billion numbers of one would fill a small machine's
 memory."""
 
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPS = 1e-8
-"""The defaults of `transformers.TrainingArguments`, which the published recipe leaves as they are."""
-
 
 FLOPS_PROFILER: dict[str, Any] = {
     "enabled": True,
@@ -187,7 +183,9 @@ def build_optimizer(model: nn.Module, job: TrainJob) -> Optimizer:
     groups = parameter_groups(model.named_parameters(), job.training.weight_decay)
     on_gpu = job.launch.device == "cuda" and job.deepspeed.offload == "none"
     fused = on_gpu or _fused_on_cpu()
-    return AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=fused)
+    training = job.training
+    betas = (training.adam_beta1, training.adam_beta2)
+    return AdamW(groups, lr=0.0, betas=betas, eps=training.adam_epsilon, fused=fused)
 
 
 def _fused_on_cpu() -> bool:

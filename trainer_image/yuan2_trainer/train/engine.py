@@ -33,6 +33,8 @@ def load_engine(job: TrainJob, found: Found | None) -> Any:
     if found is not None:
         put_weights(model, found)
     model.config.use_cache = False
+    model.label_smoothing = job.training.label_smoothing
+    model.model.noise_alpha = job.training.neftune_alpha
     if job.training.gradient_checkpointing:
         _compute_layers_again(model, job)
     model.train()

@@ -21,7 +21,7 @@ from yuan2_trainer.pod.workspace import Workspace
 from yuan2_trainer.reporting.mfu import Meter
 from yuan2_trainer.reporting.progress import StepReport, Tracker
 from yuan2_trainer.reporting.step_log import Recording
-from yuan2_trainer.train.schedule import rate_factor, warmup_of
+from yuan2_trainer.train.schedule import learning_rate
 from yuan2_trainer.train.step import Stepper, StepResult, Wishes
 
 NOT_FINITE_LIMIT = 3
@@ -79,7 +79,7 @@ class Loop:
                 self._tell(total_steps=position.step)
                 break
             began = time.monotonic()
-            rate = self._learning_rate(position.step)
+            rate = learning_rate(self.job.training, position.step, self.total_steps)
             seed_step(self.job.training.seed, position.step)
             try:
                 result = self.stepper.run(self._order(epoch)[first:last], rate, self._wishes)
@@ -106,11 +106,6 @@ class Loop:
     def _wishes(self) -> Wishes:
         overdue = self.clock() - self._saved_at >= self.job.checkpoint.every_seconds
         return Wishes(self.workspace.stop.exists(), overdue)
-
-    def _learning_rate(self, step: int) -> float:
-        training = self.job.training
-        warmup = warmup_of(training, self.total_steps)
-        return training.learning_rate * rate_factor(step, self.total_steps, warmup, training.schedule)
 
     def _after_step(self, position: Position, result: StepResult) -> None:
         stop = self._judge(position, result.stop)
