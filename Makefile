@@ -104,7 +104,7 @@ soak-kill: $(VENV)/.ok ## Runs killed in every phase, ten by chance (YUAN2_KILL_
 	YUAN2_KILL_SEED=$${YUAN2_KILL_SEED:-$$RANDOM} YUAN2_KILL_ROUNDS=$${YUAN2_KILL_ROUNDS:-10} $(PYTEST) tests/integration/trainer/test_kills.py -q -s
 
 e2e: $(VENV)/.ok ## On the real node
-	$(PYTEST) tests/e2e -q
+	$(PYTEST) tests/e2e -q -n 2 --dist loadfile
 
 .PHONY: lifecycle e2e-lifecycle
 lifecycle: $(VENV)/.ok ## The demo: Ctrl-C while it trains, again to the end, demo-down

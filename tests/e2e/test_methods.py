@@ -45,11 +45,14 @@ import yuan2_core.conversation as conversation
 _render_spans = conversation.render_spans
 
 
+def inverted(row):
+    borders = [0, *row.learned.flatten().tolist(), len(row.ids)]
+    others = [span for span in zip(borders[::2], borders[1::2]) if span[0] < span[1]]
+    return conversation.Spans(row.ids, np.array(others, dtype=np.int32).reshape(-1, 2))
+
+
 def render_spans(*args, **options):
-    for row in _render_spans(*args, **options):
-        borders = [0, *row.learned.flatten().tolist(), len(row.ids)]
-        others = [span for span in zip(borders[::2], borders[1::2]) if span[0] < span[1]]
-        yield conversation.Spans(row.ids, np.array(others, dtype=np.int32).reshape(-1, 2))
+    return [inverted(row) for row in _render_spans(*args, **options)]
 
 
 conversation.render_spans = render_spans
