@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from pydantic import ValidationError
 
-from yuan2_core.contract import PORT_PROGRESS, Progress
+from yuan2_core.contract import PORT_PROGRESS, PORT_STACKS, Progress
 from yuan2_operator.cache import Object
 from yuan2_operator.client import (
     CLAIMS,
@@ -30,6 +30,7 @@ from yuan2_operator.client import (
 from yuan2_operator.config import Settings
 from yuan2_operator.plan.capacity import Demand, room
 from yuan2_operator.plan.references import Missing, Reference, ReferenceKind
+from yuan2_operator.status.pods import PodFacts
 
 CENSUS_SECONDS = 60.0
 KNOWN_SECONDS = 30.0
@@ -39,6 +40,21 @@ HOLDING = "status.phase!=Succeeded,status.phase!=Failed,spec.nodeName!="
 PROGRESS_TIMEOUT = 2.0
 PROGRESS_LIMIT = 64 * 1024
 """Bytes of an answer that are read at most: a pod's answer is not trusted."""
+
+STACKS_TIMEOUT = 5.0
+STACKS_LIMIT = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question to a pod."""
+
+    port: int
+    path: str
+    timeout: float
+    """Seconds for the whole answer."""
+    limit: int
+    """Bytes of an answer that are read at most."""
 
 
 class Silent(Exception):  # noqa: N818 - says nothing of the pod's health
@@ -140,21 +156,39 @@ class Observer:
     def _proxied(self, ip: str | None) -> bool:
         return self.through_proxy or ip is None
 
+    async def stacks(self, namespace: str, pods: Iterable[PodFacts]) -> dict[str, str]:
+        """Where the ranks of each pod are, or why it does not say, by the pod's name."""
+        asked = [pod for pod in pods if pod.running]
+        return dict(await asyncio.gather(*(self._stacks(namespace, pod) for pod in asked)))
+
+    async def _stacks(self, namespace: str, pod: PodFacts) -> tuple[str, str]:
+        port = PORT_PROGRESS if pod.index == 0 else PORT_STACKS
+        request = Request(port, "/stacks", STACKS_TIMEOUT, STACKS_LIMIT)
+        try:
+            answer = await self._fetch(namespace, pod.name, pod.ip, request)
+            return pod.name, answer.decode(errors="replace")
+        except (ApiError, aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            return pod.name, f"no stacks from port {port}: {error or type(error).__name__}"
+
     async def _progress(self, namespace: str, pod: str, ip: str | None) -> bytes:
+        request = Request(PORT_PROGRESS, "/progress", PROGRESS_TIMEOUT, PROGRESS_LIMIT)
+        return await self._fetch(namespace, pod, ip, request)
+
+    async def _fetch(self, namespace: str, pod: str, ip: str | None, request: Request) -> bytes:
         if ip is None or self._proxied(ip):
             return await self.client.proxy_pod(
-                namespace, pod, PORT_PROGRESS, "/progress", timeout=PROGRESS_TIMEOUT, limit=PROGRESS_LIMIT
+                namespace, pod, request.port, request.path, timeout=request.timeout, limit=request.limit
             )
         host = f"[{ip}]" if ":" in ip else ip
-        timeout = aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT)
-        url = f"http://{host}:{PORT_PROGRESS}/progress"
+        timeout = aiohttp.ClientTimeout(total=request.timeout)
+        url = f"http://{host}:{request.port}{request.path}"
         # A user's image decides what is answered: it may not send the operator anywhere else.
         async with self.http.get(url, timeout=timeout, allow_redirects=False) as response:
             if response.status != 200:
                 raise aiohttp.ClientResponseError(
                     response.request_info, response.history, status=response.status
                 )
-            return await read_all(response.content, PROGRESS_LIMIT)
+            return await read_all(response.content, request.limit)
 
     async def _find(self, namespace: str, reference: Reference) -> Object | None:
         try:

@@ -13,13 +13,13 @@ from tests.support.training import Pod
 from yuan2_core.contract import TrainJob
 
 
-def ask(job: TrainJob, path: str) -> str:
-    """What the pod answers on its port for progress.
+def ask(job: TrainJob, path: str, port: int | None = None) -> str:
+    """What the pod answers on its port for progress, or on another one.
 
     Raises:
         OSError: nobody answers.
     """
-    with urllib.request.urlopen(f"http://127.0.0.1:{job.progress_port}{path}", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port or job.progress_port}{path}", timeout=5) as answer:
         return answer.read().decode()
 
 

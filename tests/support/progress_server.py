@@ -16,6 +16,7 @@ class ProgressServer:
     def __init__(self, address: str) -> None:
         self.address = address
         self.progress: Progress | None = None
+        self.stacks = ""
         self.asked = 0
 
     @contextlib.contextmanager
@@ -37,7 +38,11 @@ class ProgressServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 owner.asked += 1
-                body = owner.progress.to_json().encode() if owner.progress is not None else b""
+                progress = owner.progress.to_json() if owner.progress is not None else ""
+                body = (owner.stacks if self.path == "/stacks" else progress).encode()
+                self._answer(body)
+
+            def _answer(self, body: bytes) -> None:
                 self.send_response(200 if body else 503)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

@@ -18,6 +18,7 @@ from yuan2_trainer.pod.host_memory import keep_freed_memory, return_freed_memory
 from yuan2_trainer.pod.logs import configure_logging
 from yuan2_trainer.pod.outcome import JobError, PreemptedError
 from yuan2_trainer.pod.parent import die_with_parent
+from yuan2_trainer.pod.stacks import write_on_signal
 from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
     workspace = Workspace(Path(arguments[0]))
     rank = int(os.environ["RANK"])
     configure_logging(f"rank {rank}")
+    write_on_signal(workspace, rank)
     outcome = settle(lambda: train(workspace))
     replace(workspace.outcome(rank), outcome.to_json())
     leave(outcome)

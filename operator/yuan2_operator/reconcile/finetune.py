@@ -45,7 +45,7 @@ from yuan2_operator.status.judgement import AttemptView, JobFacts, read_job
 from yuan2_operator.status.pods import PodFacts, Problem, read_pod
 from yuan2_operator.status.progress import Written, write_delay, written
 from yuan2_operator.status.schedule import Outlook, Rhythm, next_look, removal_time
-from yuan2_operator.status.stall import take_pulse
+from yuan2_operator.status.stall import take_pulse, whereabouts
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +134,7 @@ class FineTuneReconciler:
         progress, attempt = word.progress, read_ledger(subject.prior).open
         subject = replace(subject, prepared=PreparedData.known(subject.prior, progress))
         world = replace(world, pulse=take_pulse(subject.spec, progress, attempt, subject.now), said=progress)
+        world = await self._locate(subject, world)
         decision = await self._decide(subject, world)
         if in_kueue(subject.spec.scheduling) and half_done(
             read_ledger(subject.prior), decision.ledger, world
@@ -184,6 +185,16 @@ class FineTuneReconciler:
         trainer = _trainer(ledger, world)
         target = None if trainer is None else Target(trainer.name, trainer.ip, ledger.number)
         return self._context.poller.hear(key, target)
+
+    async def _locate(self, subject: Subject, world: World) -> World:
+        """Where the ranks of an attempt are that will be ended because it hangs: nobody can look later."""
+        ledger, owner = read_ledger(subject.prior), subject.owner
+        if ledger.open is None or world.pulse is None or not world.pulse.hangs:
+            return world
+        stacks = await self._context.observer.stacks(owner.namespace, world.view(ledger.number).pods)
+        for pod, text in stacks.items():
+            logger.warning("%s/%s hangs, stacks of pod %s:\n%s", owner.namespace, owner.name, pod, text)
+        return replace(world, pulse=replace(world.pulse, where=whereabouts(stacks)))
 
     async def _room(self, subject: Subject, ledger: Ledger, world: World) -> str | None:
         """What the nodes have free, if a pod of the open attempt fits none."""

@@ -6,12 +6,19 @@ hang. So only an answer counts, and only once all pods run: before, rank 0 waits
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from yuan2_core.contract import Progress
 from yuan2_operator.api.finetune import Attempt, FineTuneSpec
 from yuan2_operator.plan.limits import phase_limit
+
+RANKS_TOLD = 8
+"""Ranks whose place a sentence tells; the operator's log has all stacks."""
+_RANK = re.compile(r"^=== rank (\d+) \(pid \d+\) ===$", re.MULTILINE)
+_FRAME = re.compile(r'File "([^"]*)", line (\d+) in (.+)')
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,8 @@ class Pulse:
     """Seconds."""
     field: str
     """The field of the spec that changes the limit."""
+    where: str = ""
+    """Where the ranks are, in a few words for each."""
 
     @property
     def hangs(self) -> bool:
@@ -43,6 +52,7 @@ class Pulse:
         return (
             f"rank 0 reports {what} for {self.idle:.0f} s, more than the {self.limit:.0f} s of {self.field}: "
             "a rank, the loader or the storage hangs; raise the limit if it is only slow"
+            + (f"; {self.where}" if self.where else "")
         )
 
 
@@ -58,6 +68,31 @@ def take_pulse(
         return None
     together = (now - attempt.running_time).total_seconds()
     return Pulse(progress.state, min(*ages, together), limit.seconds, limit.field)
+
+
+def whereabouts(stacks: Mapping[str, str]) -> str:
+    """Where ranks are, by the stacks of their pods: `rank 3: in all_reduce (distributed_c10d.py:2810)`.
+
+    Of a rank that could not write, its pod's sentence; of a pod that sent none, why.
+    """
+    words: list[str] = []
+    for pod, text in sorted(stacks.items()):
+        parts = _RANK.split(text)
+        if len(parts) == 1:
+            words.append(f"pod {pod}: {text.strip().splitlines()[0] if text.strip() else 'no answer'}")
+        words += [f"rank {rank}: {_place(body)}" for rank, body in zip(parts[1::2], parts[2::2], strict=True)]
+    more = f" and {len(words) - RANKS_TOLD} more" if len(words) > RANKS_TOLD else ""
+    return ", ".join(words[:RANKS_TOLD]) + more
+
+
+def _place(body: str) -> str:
+    """The innermost frame of the thread that the signal reached, which is the main one."""
+    own = body.rpartition("Current thread ")[2]
+    frame = _FRAME.search(own)
+    if frame is None:
+        return body.strip().splitlines()[0] if body.strip() else "no answer"
+    path, line, function = frame.groups()
+    return f"in {function} ({path.rpartition('/')[2]}:{line})"
 
 
 def _ages(progress: Progress) -> list[float]:

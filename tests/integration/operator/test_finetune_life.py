@@ -307,6 +307,8 @@ def test_a_run_created_suspended_makes_nothing_until_it_is_resumed(run):
 def test_a_hang_restarts_the_attempt_and_counts(run):
     run.create(runPolicy={"stallTimeoutSeconds": 1})
     run.run()
+    frame = '  File "/site/distributed_c10d.py", line 2810 in all_reduce'
+    run.trainer.stacks = f"=== rank 0 (pid 9) ===\nCurrent thread 0x1 (most recent call first):\n{frame}\n"
     run.says(7, last_step_age_seconds=61.0, state_age_seconds=90.0)
     wait_for("the pods are asked to end", lambda: "deletionTimestamp" in run.pods()[0]["metadata"])
     for pod in run.pods():
@@ -315,6 +317,8 @@ def test_a_hang_restarts_the_attempt_and_counts(run):
     run.run(attempt=2)
     assert run.status["restarts"] == 1
     assert run.status["attempts"][0]["outcome"] == "Stalled"
+    assert "rank 0: in all_reduce (distributed_c10d.py:2810)" in run.status["attempts"][0]["message"]
+    assert frame in run.operator.text()
 
 
 def test_deletion_takes_the_children_along(run):

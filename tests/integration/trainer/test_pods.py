@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -102,6 +103,11 @@ def test_pods_survive_sigterm_and_a_killed_rank_and_end_as_the_unbroken_run(
         ages.append(json.loads(ask(job, "/progress"))["lastStepAgeSeconds"])
     assert ages[2] - ages[1] > 0.9
     assert ages[1] - ages[0] > 0.9
+    stopped, waiting = ask(job, "/stacks"), ask(job, "/stacks", job.progress_port + 1)
+    assert stopped.startswith("=== rank 0 (pid ")
+    assert "the kernel says of it: T (stopped)" in stopped
+    assert waiting.startswith("=== rank 1 (pid ")
+    assert re.search(r"Current thread .*\n(  File .*\n)*  File .*/train/loop.py", waiting), waiting
     os.kill(ranks(pods[1])[0], signal.SIGKILL)
     killed_at = time.monotonic()
     assert [pod.wait() for pod in pods] == [1, 1], [pod.output for pod in pods]

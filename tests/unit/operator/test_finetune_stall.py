@@ -11,7 +11,7 @@ from tests.support.finetunes import progress_of
 from yuan2_core.presets import PRESETS
 from yuan2_operator.api.finetune import Attempt
 from yuan2_operator.plan.limits import PhaseLimit, phase_limit
-from yuan2_operator.status.stall import Pulse, take_pulse
+from yuan2_operator.status.stall import RANKS_TOLD, Pulse, take_pulse, whereabouts
 
 SPEC = spec_of(model={"size": "2B"}, runPolicy={"stallTimeoutSeconds": 60})
 TOGETHER = Attempt(number=1, start_time=START, running_time=START)
@@ -125,3 +125,30 @@ def test_each_limit_can_be_set(phase):
     spec = spec_of(runPolicy={"phaseTimeoutSeconds": {phase: 77}})
     assert phase_limit(spec, phase) == PhaseLimit(77.0, f"{POLICY}.phaseTimeoutSeconds.{phase}")
     assert phase_limit(spec, "complete") is None
+
+
+STACKS = """=== rank 4 (pid 12) ===
+Thread 0x1 (most recent call first):
+  File "/usr/lib/threading.py", line 9 in wait
+
+Current thread 0x2 (most recent call first):
+  File "/site/torch/distributed_c10d.py", line 2810 in all_reduce
+  File "/app/loop.py", line 3 in run
+
+=== rank 5 (pid 13) ===
+wrote no stack within 2 s; the kernel says of it: D (disk sleep)
+"""
+
+
+def test_the_places_of_ranks_are_told_in_a_few_words():
+    assert whereabouts({"x-1-1": STACKS, "x-1-2": "no stacks from port 9391: refused"}) == (
+        "rank 4: in all_reduce (distributed_c10d.py:2810), "
+        "rank 5: wrote no stack within 2 s; the kernel says of it: D (disk sleep), "
+        "pod x-1-2: no stacks from port 9391: refused"
+    )
+    assert whereabouts({}) == ""
+    many = "".join(f"=== rank {rank} (pid 9) ===\nhas ended\n" for rank in range(RANKS_TOLD + 3))
+    assert whereabouts({"x": many}).endswith("rank 7: has ended and 3 more")
+    assert Pulse("training", 61.0, 60.0, "spec.x", "rank 0: in f (a.py:1)").sentence.endswith(
+        "if it is only slow; rank 0: in f (a.py:1)"
+    )

@@ -109,7 +109,7 @@ def server() -> Iterator[ProgressServer]:
         eval_loss=0.5,
         best_step=5,
     )
-    server = ProgressServer(0, lambda: progress)
+    server = ProgressServer(0, lambda: progress, lambda: "=== rank 0 (pid 7) ===\n")
     server.start()
     yield server
     server.close()
@@ -148,7 +148,7 @@ def test_other_paths_say_what_there_is(server: ProgressServer) -> None:
     with pytest.raises(HTTPError) as caught:
         get(server, "/")
     assert caught.value.code == 404
-    assert b"/progress and /metrics" in caught.value.read()
+    assert b"/metrics, /progress, /stacks" in caught.value.read()
 
 
 def steps_in(path: Path) -> list[int]:
@@ -177,3 +177,16 @@ def test_a_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n')
     MetricsLog(path, 0).close()
     assert path.read_text() == ""
+
+
+def test_a_pod_without_rank_0_answers_for_its_stacks_only() -> None:
+    asked: list[int] = []
+    server = ProgressServer(0, None, lambda: f"read {asked.append(1) or len(asked)} times")
+    server.start()
+    try:
+        assert get(server, "/stacks") == ("text/plain; charset=utf-8", "read 1 times")
+        assert get(server, "/stacks")[1] == "read 1 times", "ranks are not stopped for everybody who asks"
+        with pytest.raises(HTTPError, match="404"):
+            get(server, "/progress")
+    finally:
+        server.close()

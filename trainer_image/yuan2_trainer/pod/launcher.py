@@ -41,6 +41,7 @@ from yuan2_trainer.pod.outcome import (
 )
 from yuan2_trainer.pod.parent import PARENT
 from yuan2_trainer.pod.preflight import check_job
+from yuan2_trainer.pod.stacks import read_stacks
 from yuan2_trainer.pod.workspace import Workspace, read_text, replace
 from yuan2_trainer.reporting.progress import Tracker, progress_at, read_snapshot
 from yuan2_trainer.reporting.progress_server import ProgressServer
@@ -227,12 +228,23 @@ class Launcher:
         return combine(outcomes, codes, range(first, first + self.job.launch.processes_per_node))
 
     def _serve(self) -> ProgressServer | None:
-        """Node 0 answers for the run."""
-        if self.rank != 0:
+        """Node 0 answers for the run, the others for the stacks of their ranks."""
+        if self.rank == 0:
+            server = ProgressServer(self.job.progress_port, self.progress, self._stacks)
+            server.start()
+            return server
+        try:
+            server = ProgressServer(self.job.progress_port + 1, None, self._stacks)
+        except OSError as error:
+            _LOG.warning("nobody can ask this pod for stacks: port %d: %s", self.job.progress_port + 1, error)
             return None
-        server = ProgressServer(self.job.progress_port, self.progress)
         server.start()
         return server
+
+    def _stacks(self) -> str:
+        text = read_stacks(self.workspace)
+        _LOG.warning("asked where the ranks are:\n%s", text)
+        return text
 
     def _listen_for_signals(self) -> None:
         def stop(number: int, _: FrameType | None) -> None:

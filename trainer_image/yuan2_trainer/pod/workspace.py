@@ -79,6 +79,14 @@ class Workspace:
     def outcomes(self) -> list[Path]:
         return sorted(self.root.glob("outcome-*.json"))
 
+    def stacks(self, rank: int, pid: int) -> Path:
+        """Where a rank writes its stacks when it is asked to."""
+        return self.root / f"stacks-{rank}-{pid}.txt"
+
+    def all_stacks(self) -> list[Path]:
+        """Those of the ranks that can be asked, by rank."""
+        return sorted(self.root.glob("stacks-*-*.txt"), key=lambda path: int(path.stem.split("-")[1]))
+
 
 def replace(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new text, never a part."""

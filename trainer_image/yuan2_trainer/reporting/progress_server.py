@@ -1,9 +1,10 @@
-"""`GET /progress` (JSON) and `GET /metrics` (Prometheus) of one attempt."""
+"""`GET /progress` (JSON), `/metrics` (Prometheus) of one attempt, and `/stacks` (text) of a pod's ranks."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,6 +15,10 @@ from prometheus_client.registry import Collector
 from yuan2_core.contract import Progress
 
 ReadProgress = Callable[[], Progress]
+ReadStacks = Callable[[], str]
+TEXT = "text/plain; charset=utf-8"
+STACKS_SECONDS = 10.0
+"""Stacks are read again only after so long, however often they are asked for: ranks stand still meanwhile."""
 
 _GAUGES: tuple[tuple[str, str, str], ...] = (
     ("step", "step", "Optimizer steps done, earlier attempts included"),
@@ -72,12 +77,13 @@ class TrainCollector(Collector):
 
 
 class ProgressServer:
-    """Answers from a thread of its own; reading progress touches files only, so it never waits for a rank."""
+    """Answers from a thread of its own; reading progress touches files only, so it never waits for a rank.
 
-    def __init__(self, port: int, read: ReadProgress) -> None:
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(TrainCollector(read))
-        self._server = ThreadingHTTPServer(("", port), _handler(read, registry))
+    Without `read` it knows no progress: only node 0 does.
+    """
+
+    def __init__(self, port: int, read: ReadProgress | None, stacks: ReadStacks) -> None:
+        self._server = ThreadingHTTPServer(("", port), _handler(_routes(read, stacks)))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="progress", daemon=True)
 
@@ -93,20 +99,46 @@ class ProgressServer:
         self._server.server_close()
 
 
-def _handler(read: ReadProgress, registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
-    def body_of(path: str) -> tuple[int, str, bytes]:
-        if path == "/progress":
-            return 200, "application/json", read().to_json().encode()
-        if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(registry)
-        return 404, "text/plain; charset=utf-8", b"this port answers /progress and /metrics\n"
+Route = Callable[[], tuple[str, bytes]]
+
+
+def _routes(read: ReadProgress | None, stacks: ReadStacks) -> Mapping[str, Route]:
+    """What is answered under which path: content type and body."""
+    held = _Held(stacks)
+    routes: dict[str, Route] = {"/stacks": lambda: (TEXT, held.read().encode())}
+    if read is not None:
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(TrainCollector(read))
+        routes["/progress"] = lambda: ("application/json", read().to_json().encode())
+        routes["/metrics"] = lambda: (CONTENT_TYPE_LATEST, generate_latest(registry))
+    return routes
+
+
+class _Held:
+    """Stacks that are kept for `STACKS_SECONDS`; who asks meanwhile waits for those that are being read."""
+
+    def __init__(self, read: ReadStacks) -> None:
+        self._read = read
+        self._lock = threading.Lock()
+        self._text, self._at = "", float("-inf")
+
+    def read(self) -> str:
+        with self._lock:
+            if time.monotonic() - self._at > STACKS_SECONDS:
+                self._text, self._at = self._read(), time.monotonic()
+            return self._text
+
+
+def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
+    unknown = f"this port answers {', '.join(sorted(routes))}\n".encode()
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
         def do_GET(self) -> None:
-            status, kind, body = body_of(self.path.split("?", 1)[0])
-            self.send_response(status)
+            route = routes.get(self.path.split("?", 1)[0])
+            kind, body = (TEXT, unknown) if route is None else route()
+            self.send_response(404 if route is None else 200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
