@@ -16,9 +16,6 @@ from prometheus_client import REGISTRY
 from yuan2_operator.apply import Applier
 from yuan2_operator.cache import Cache
 from yuan2_operator.client import (
-    DEPLOYMENTS,
-    JOBS,
-    PODS,
     YUAN_SERVICES,
     ApiError,
     Client,
@@ -28,7 +25,7 @@ from yuan2_operator.config import Settings
 from yuan2_operator.constants import FIELD_MANAGER
 from yuan2_operator.handlers.fleet import Fleet
 from yuan2_operator.handlers.leadership import Leadership
-from yuan2_operator.handlers.watched import CHILD_SELECTOR, CHILDREN, OWNERS, WATCHED
+from yuan2_operator.handlers.watched import OWNERS, SELECTORS, WATCHED, audit
 from yuan2_operator.metrics import QUEUE_LENGTH
 from yuan2_operator.observe import Observer, goes_through_proxy
 from yuan2_operator.queue import Key, WorkQueue
@@ -163,8 +160,7 @@ class Machine:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def _anything(self) -> bool:
-        selectors = {**dict.fromkeys(OWNERS, ""), **dict.fromkeys(CHILDREN, CHILD_SELECTOR)}
-        for resource, labels in selectors.items():
+        for resource, labels in SELECTORS.items():
             for namespace in self.settings.watch_namespaces or (None,):
                 if await self.client.any_of(resource, namespace, labels):
                     return True
@@ -196,15 +192,7 @@ class Machine:
                     self.queue.add(key)
 
     async def _audit(self) -> None:
-        """Find out what vanished while a watch was broken."""
-        children = dict.fromkeys((JOBS, PODS, DEPLOYMENTS), CHILD_SELECTOR)
-        selectors = {**dict.fromkeys(OWNERS, ""), **children}
         try:
-            for resource, labels in selectors.items():
-                for namespace in self.settings.watch_namespaces or (None,):
-                    # Listed after the cache is read: what appears meanwhile is not taken for vanished.
-                    known = self.cache.uids(resource.plural, namespace)
-                    listed = await self.client.list_all(resource, namespace, labels)
-                    self.cache.hide(known - {obj["metadata"]["uid"] for obj in listed})
+            await audit(self.cache, self.client, self.settings.watch_namespaces)
         except ApiError as error:
             logger.warning("the audit was broken off: %s", error)

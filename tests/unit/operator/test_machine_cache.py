@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.api_server import api
 from yuan2_operator.cache import Cache, slim
+from yuan2_operator.handlers.watched import WATCHED, audit
 from yuan2_operator.queue import Key
+
+__all__ = ["api"]
 
 KEY = Key("Yuan2FineTune", "demo", "alpaca")
 
@@ -98,6 +102,19 @@ def test_what_an_audit_has_missed_is_hidden_also_if_it_was_written_by_us():
     )
     cache.hide({"u1"})
     assert cache.of("jobs", KEY) == []
+
+
+async def test_the_audit_notices_what_vanished_of_every_kind(api):
+    server, client = api
+    indices = {}
+    for resource in WATCHED:
+        gone, kept = ({"metadata": {"name": name, "uid": f"{resource.plural}-{name}"}} for name in ("a", "b"))
+        indices[resource.plural] = {KEY: [gone, kept]}
+        server.answer("GET", resource.path("demo"), {"items": [kept]})
+    cache = Cache(indices)
+    await audit(cache, client, ("demo",))
+    left = {plural: [obj["metadata"]["name"] for obj in cache.of(plural, KEY)] for plural in indices}
+    assert left == {plural: ["b"] for plural in indices}
 
 
 def test_only_what_decisions_need_is_kept():
