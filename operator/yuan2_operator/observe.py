@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aiohttp
 from pydantic import ValidationError
@@ -30,7 +31,6 @@ from yuan2_operator.client import (
 from yuan2_operator.config import Settings
 from yuan2_operator.plan.capacity import Demand, room
 from yuan2_operator.plan.references import Missing, Reference, ReferenceKind
-from yuan2_operator.status.pods import PodFacts
 
 CENSUS_SECONDS = 60.0
 KNOWN_SECONDS = 30.0
@@ -55,6 +55,19 @@ class Request:
     """Seconds for the whole answer."""
     limit: int
     """Bytes of an answer that are read at most."""
+
+
+class Rank(Protocol):
+    """A training pod, as far as it must be known to ask it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def ip(self) -> str | None: ...
 
 
 class Silent(Exception):  # noqa: N818 - says nothing of the pod's health
@@ -156,12 +169,11 @@ class Observer:
     def _proxied(self, ip: str | None) -> bool:
         return self.through_proxy or ip is None
 
-    async def stacks(self, namespace: str, pods: Iterable[PodFacts]) -> dict[str, str]:
+    async def stacks(self, namespace: str, pods: Iterable[Rank]) -> dict[str, str]:
         """Where the ranks of each pod are, or why it does not say, by the pod's name."""
-        asked = [pod for pod in pods if pod.running]
-        return dict(await asyncio.gather(*(self._stacks(namespace, pod) for pod in asked)))
+        return dict(await asyncio.gather(*(self._stacks(namespace, pod) for pod in pods)))
 
-    async def _stacks(self, namespace: str, pod: PodFacts) -> tuple[str, str]:
+    async def _stacks(self, namespace: str, pod: Rank) -> tuple[str, str]:
         port = PORT_PROGRESS if pod.index == 0 else PORT_STACKS
         request = Request(port, "/stacks", STACKS_TIMEOUT, STACKS_LIMIT)
         try:

@@ -191,7 +191,8 @@ class FineTuneReconciler:
         ledger, owner = read_ledger(subject.prior), subject.owner
         if ledger.open is None or world.pulse is None or not world.pulse.hangs:
             return world
-        stacks = await self._context.observer.stacks(owner.namespace, world.view(ledger.number).pods)
+        running = [pod for pod in world.view(ledger.number).pods if pod.running]
+        stacks = await self._context.observer.stacks(owner.namespace, running)
         for pod, text in stacks.items():
             logger.warning("%s/%s hangs, stacks of pod %s:\n%s", owner.namespace, owner.name, pod, text)
         return replace(world, pulse=replace(world.pulse, where=whereabouts(stacks)))
