@@ -86,7 +86,11 @@ def test_a_conversation_is_answered_as_our_own_model_does(
     ids = read_answers(found)[0].ids
     ids = ids[: ids.index(tokenizer.eod_id)] if tokenizer.eod_id in ids else ids
     answer = client.chat.completions.create(model=name, messages=MESSAGES, temperature=0, max_tokens=LENGTH)
-    assert answer.choices[0].message.content == tokenizer.decode(ids, skip_special_tokens=True)
+    # A character that the token limit cut through: vLLM leaves it out, the tokenizer shows its beginning.
+    expected = tokenizer.decode(ids, skip_special_tokens=True)
+    assert answer.choices[0].message.content.rstrip("\N{REPLACEMENT CHARACTER}") == expected.rstrip(
+        "\N{REPLACEMENT CHARACTER}"
+    )
     assert answer.usage.prompt_tokens == len(request["prompts"][0])
     stream = client.chat.completions.create(
         model=name, messages=MESSAGES, temperature=0, max_tokens=LENGTH, stream=True

@@ -16,7 +16,7 @@ LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])
 
 
 def sequence(prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = (), **params) -> Sequence:
-    return Sequence(prompt, SamplingParams(max_new_tokens=10, **params), Sink(), list(output))
+    return Sequence(prompt, SamplingParams(max_new_tokens=10, **params), Sink(), output_ids=list(output))
 
 
 def shares(logits: torch.Tensor, draws: int = 4000, **params) -> dict[int, float]:

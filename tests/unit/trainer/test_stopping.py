@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from tests.unit.trainer.test_data_packing import store_of
+from yuan2_model.rows import Rows
 from yuan2_trainer.pod.stopping import AskedToEndError, Vote
 from yuan2_trainer.train.step import Stepper, Wishes
 
@@ -22,14 +23,15 @@ class Engine:
     """What a step needs of DeepSpeed's engine, around one weight."""
 
     def __init__(self) -> None:
-        self.module = torch.nn.Linear(1, 1)
+        self.module: Any = torch.nn.Linear(1, 1)
+        self.module.get_input_embeddings = lambda: self.module
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=0.0)
         self.passes = 0
         self.steps = 0
 
-    def __call__(self, input_ids: torch.Tensor, **_: Any) -> Any:
+    def __call__(self, rows: Rows, **_: Any) -> Any:
         self.passes += 1
-        return SimpleNamespace(loss=self.module(torch.ones(1, 1)).sum() * input_ids.shape[0])
+        return SimpleNamespace(loss=self.module(torch.ones(1, 1)).sum() * rows.input_ids.shape[0])
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
