@@ -13,10 +13,10 @@ MODULE = "modeling_yuan2"
 MODELLING = """import sys
 import types
 
-# FastChat's environment has pydantic 1, and of our contract the model needs one name of a type.
-contract = types.ModuleType("yuan2_core.contract")
-contract.LossMode = str
-sys.modules.setdefault("yuan2_core.contract", contract)
+# FastChat's environment has pydantic 1, and of our sections the model needs one name of a type.
+sections = types.ModuleType("yuan2_core.sections")
+sections.LossMode = str
+sys.modules.setdefault("yuan2_core.sections", sections)
 
 from yuan2_model import Yuan2Config as Ours
 from yuan2_model import Yuan2ForCausalLM

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,13 @@ def model_of(sizes: Sizes, dtype: torch.dtype = torch.float32) -> Yuan2ForCausal
 
 def _fold(_: object, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Token ids modulo the vocabulary; labels too, where there are any."""
+    rows = named.get("rows")
+    if rows is not None:
+        folded = replace(rows, input_ids=rows.input_ids % VOCABULARY, next_1L=rows.next_1L % VOCABULARY)
+        return positional, {**named, "rows": folded}
     ids, labels = named["input_ids"], named["labels"]
-    folded = {
-        "input_ids": ids % VOCABULARY,
-        "labels": torch.where(labels < 0, labels, labels % VOCABULARY),
-    }
-    return positional, {**named, **folded}
+    labels = torch.where(labels < 0, labels, labels % VOCABULARY)
+    return positional, {**named, "input_ids": ids % VOCABULARY, "labels": labels}
 
 
 def compute_again(model: Yuan2ForCausalLM, wanted: bool) -> None:
