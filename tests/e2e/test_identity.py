@@ -101,7 +101,18 @@ def test_the_trained_questions_get_their_trained_answers(served: Namespace) -> N
 @pytest.mark.node
 def test_kubectl_shows_where_things_stand(served: Namespace) -> None:
     header, row = served.kubectl("get", "y2ft").splitlines()
-    assert header.split() == ["NAME", "MODEL", "METHOD", "PHASE", "STEP", "LOSS", "ETA", "ATTEMPT", "RESTARTS", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "MODEL",
+        "METHOD",
+        "PHASE",
+        "STEP",
+        "LOSS",
+        "ETA",
+        "ATTEMPT",
+        "RESTARTS",
+        "AGE",
+    ]
     assert row.split()[:4] == ["identity", "custom", "full", "Complete"]
     header, row = served.kubectl("get", "y2svc").splitlines()
     assert header.split() == ["NAME", "MODEL", "READY", "URL", "WORKERS", "AGE"]

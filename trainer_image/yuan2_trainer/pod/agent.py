@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from yuan2_trainer.pod.workspace import Workspace, replace
 
 JOINING_SECONDS = 900
 """torchrun's own time-out, where no other is given."""
+OWN_END_SECONDS = 3.0
+"""torchrun looks after its ranks ten times a second; then it ends those that are left."""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,13 +54,25 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def tell_loss(workspace: Workspace, loss: str, patience: float = OWN_END_SECONDS) -> None:
+    """Leave word that another pod has gone, unless a rank of this one ended first: then that is the word.
+
+    The others may notice the end of a rank here, and go, before torchrun here has told of it.
+    """
+    until = time.monotonic() + patience
+    while not workspace.exits.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    if not workspace.exits.exists():
+        replace(workspace.lost_pod, loss)
+
+
 def _lifeline(options: Any, nodes: int, workspace: Workspace, joining: timedelta) -> Lifeline | None:
     """The watch over the other pods, where there are any."""
     if nodes == 1:
         return None
 
     def end(loss: str) -> None:
-        replace(workspace.lost_pod, loss)
+        tell_loss(workspace, loss)
         os._exit(1)  # the kernel kills the ranks with it
 
     watch = Watch(options.node_rank, nodes)
