@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from yuan2_core.conversation import Spans, render_spans
@@ -70,7 +71,8 @@ def _marked(items: Sequence[tuple[Preference, int]]) -> list[_Wanted]:
     ]
     found: list[_Wanted] = []
     for place, (item, answer, mark, times) in enumerate(singles):
-        following = (*singles[place + 1 :], *singles[:place])
+        # Seldom more than one or two are looked at; a copy of the rest for each would take quadratic time.
+        following = (singles[at] for at in chain(range(place + 1, len(singles)), range(place)))
         other = next((text for another, text, *_ in following if another.question != item.question), answer)
         found.append((item, (answer, other), (mark, MISMATCHED), times))
     return found
